@@ -1,0 +1,3 @@
+//! Hydra trains one neural network on many people's computers.
+pub mod protocol;
+pub mod training;

@@ -1,0 +1,94 @@
+//! Every bound that Hydra puts on what it is handed or keeps, with the reason for its value.
+
+/// Rounds in a run: round numbers are 32 bits in transfer ids, and one above the last must still be a number.
+pub const ROUNDS_MAX: u32 = u32::MAX - 1;
+
+/// Tasks in a round. Aggregation reads one payload a task, and a round's tasks are all in the coordinator's memory
+/// (a few hundred bytes each).
+pub const TASKS_PER_ROUND_MAX: u32 = 4096;
+
+/// Inner steps in a task: ten times what low-communication training has been shown to stand (`DiLoCo`: 500), and
+/// it bounds the loss trace in a submission to 20 KB.
+pub const INNER_STEPS_MAX: u32 = 5000;
+
+/// Sequences in a step.
+pub const BATCH_MAX: u32 = 4096;
+
+/// Tokens in a step: activations are some kilobytes a token even for small models, so a million tokens is more than
+/// any home machine holds.
+pub const STEP_TOKENS_MAX: u64 = 1 << 20;
+
+/// Windows of the validation split in one measurement: 65 536 × 64 tokens is minutes of work already.
+pub const VALIDATION_WINDOWS_MAX: u32 = 1 << 16;
+
+/// Transformer blocks.
+pub const LAYERS_MAX: u32 = 256;
+
+/// Width of the residual stream.
+pub const WIDTH_MAX: u32 = 1 << 14;
+
+/// Inner width of a feed-forward network.
+pub const HIDDEN_MAX: u32 = 1 << 16;
+
+/// Tokens in a sequence.
+pub const CONTEXT_MAX: u32 = 1 << 14;
+
+/// Parameters of a model: 8 GB of f32, which a blob, a payload and a worker's memory must each hold.
+pub const PARAMETERS_MAX: u64 = 2_000_000_000;
+
+/// Numbers that share a scale in the integer codecs: small enough that one large weight spoils few others, large
+/// enough that the scales cost half a bit a number (measured in the log: ternary in blocks of 64 costs nothing in
+/// loss).
+pub const CODEC_BLOCK: usize = 64;
+
+/// Warm-up of a run that has no planned end, in inner steps: some tasks' worth.
+pub const WARMUP_STEPS_OPEN_END: u64 = 100;
+
+/// A signed message: the largest is a submission with [`INNER_STEPS_MAX`] losses of 4 bytes, and some room.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// A dataset manifest: 64 bytes a shard, so a terabyte of text fits.
+pub const MANIFEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Text in one shard: small enough to fetch over a home line in seconds, large enough that a manifest stays small.
+pub const SHARD_BYTES: usize = 1 << 20;
+
+/// Text that a run is trained on. A worker holds the whole of it in memory.
+pub const CORPUS_BYTES_MAX: u64 = 4 << 30;
+
+/// Any blob: the largest is a model of [`PARAMETERS_MAX`] f32 parameters, and its header.
+pub const BLOB_BYTES_MAX: u64 = PARAMETERS_MAX * 4 + (1 << 20);
+
+/// Workers that a coordinator remembers: a few hundred bytes each.
+pub const WORKERS_MAX: usize = 1_000_000;
+
+/// Workers in one process: each holds a model, its gradients and its optimiser's state.
+pub const LOCAL_WORKERS_MAX: u32 = 256;
+
+/// Messages that wait in an actor's mailbox before senders are told to come back later.
+pub const MAILBOX: usize = 1024;
+
+/// A submission's update may be this many times smaller or larger than the median. Honest updates of one round lie
+/// within 10 % of each other; scaling an update by two does little harm under averaging.
+pub const NORM_RATIO_MAX: f32 = 2.0;
+
+/// Updates whose cosine is above this are copies: honest updates of different data stay below 0.8 even in the first
+/// round, when all point the same way.
+pub const COPY_COSINE: f32 = 0.98;
+
+/// Norms of earlier accepted updates that the statistics layer compares with besides the round's own, so that a
+/// round of one or two tasks has something to be compared with.
+pub const NORM_HISTORY: usize = 16;
+
+/// Fewest norms from which a median says anything.
+pub const NORM_REFERENCE_MIN: usize = 3;
+
+/// Base models whose weights are kept: the newest, and two to go back to. The lineage (digests, losses) is kept of
+/// all.
+pub const MODELS_KEPT: u32 = 3;
+
+/// Transfers in one linked chain: a round's pay is one chain.
+pub const CHAIN_TRANSFERS_MAX: usize = TASKS_PER_ROUND_MAX as usize + 16;
+
+/// Tokens that one `generate` call produces.
+pub const GENERATE_TOKENS_MAX: u32 = 65_536;

@@ -1,0 +1,32 @@
+//! The vocabulary that every other part speaks: ids, digests, amounts, tasks, submissions, verdicts,
+//! signed envelopes, and the limits on all of them.
+//!
+//! Nothing here does I/O, reads a clock or knows an actor. Values are valid by construction: whoever holds a
+//! [`PublicKey`] or an [`Amount`] need not check it again.
+
+mod amount;
+mod digest;
+mod envelope;
+mod id;
+pub mod limits;
+mod message;
+mod seed;
+mod spec;
+mod submission;
+mod task;
+mod verdict;
+pub mod wire;
+
+pub use amount::{Amount, AmountError, Balance, MICRO_PER_HYD};
+pub use digest::{Digest, DigestError};
+pub use envelope::{EnvelopeError, Keypair, Message, PublicKey, PublicKeyError, Signed};
+pub use id::{Round, RunId, TaskId, Time};
+pub use message::{RefusalReason, WorkerReply, WorkerRequest};
+pub use seed::Seed;
+pub use spec::{
+    AdamW, Codec, Emission, InnerOptimizer, ModelSpec, Muon, OuterOptimizer, RunSpec, Schedule, SpecError, Timing,
+    VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,
+};
+pub use submission::{Commitment, Submission};
+pub use task::{Lease, Task};
+pub use verdict::{Layer, Outcome, Reason, Verdict};

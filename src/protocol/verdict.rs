@@ -1,0 +1,105 @@
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Message, PublicKey, TaskId};
+
+/// A verifier's finding on one submission.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The task.
+    pub task: TaskId,
+    /// Who submitted.
+    pub worker: PublicKey,
+    /// The payload that was judged.
+    pub payload: Digest,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+impl Message for Verdict {
+    const DOMAIN: &'static str = "verdict v1";
+}
+
+/// What a verifier found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Good up to and including `layer`; worth `tokens` tokens of pay and weight.
+    Accepted {
+        /// The deepest layer that looked at it.
+        layer: Layer,
+        /// Verified tokens.
+        tokens: u64,
+    },
+    /// Not good.
+    Rejected {
+        /// The layer that found it.
+        layer: Layer,
+        /// What it found.
+        reason: Reason,
+    },
+}
+
+/// The layers of verification, cheapest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// Form: commitment, size, schema, finite numbers.
+    Admission,
+    /// Comparison with the other submissions: norm, copies.
+    Statistics,
+    /// Whether it helps on its own data.
+    HeldOut,
+    /// Computed again and compared.
+    Replay,
+}
+
+/// Why a submission was rejected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The payload is not in the blob store.
+    #[error("the payload was never uploaded")]
+    PayloadMissing,
+    /// The payload is not an encoding of a pseudo-gradient of this model with this codec.
+    #[error("the payload is malformed: {0}")]
+    PayloadMalformed(String),
+    /// A number in it is NaN or infinite.
+    #[error("the payload holds a number that is not finite")]
+    NotFinite,
+    /// The losses are not what was committed.
+    #[error("the loss trace is not the committed one")]
+    TraceMismatch,
+    /// Too few or too many losses, or impossible ones.
+    #[error("the loss trace is impossible for this task")]
+    TraceImpossible,
+    /// The token count is not the task's.
+    #[error("{claimed} tokens claimed, the task has {expected}")]
+    Tokens {
+        /// What the worker said.
+        claimed: u64,
+        /// What the task says.
+        expected: u64,
+    },
+    /// The update is too large or too small beside the others.
+    #[error("the update's norm is {ratio} times the median")]
+    NormOutlier {
+        /// Norm over the reference norm.
+        ratio: f32,
+    },
+    /// The update is another worker's.
+    #[error("the update repeats the one of task {of}")]
+    Copy {
+        /// The task whose update came first.
+        of: TaskId,
+    },
+    /// It does not lower the loss on the data it was to be trained on.
+    #[error("the update does not help on its own data")]
+    NoProgress,
+    /// The same task computed again gives something else.
+    #[error("a replay differs by {distance}, the tolerance is {tolerance}")]
+    ReplayMismatch {
+        /// Relative L2 distance, or the share of codes that differ.
+        distance: f32,
+        /// The tolerance for this pair of devices.
+        tolerance: f32,
+    },
+}
