@@ -22,7 +22,7 @@ pub use digest::{Digest, DigestError};
 pub use envelope::{EnvelopeError, Keypair, Message, PublicKey, PublicKeyError, Signed};
 pub use id::{Round, RunId, TaskId, Time};
 pub use message::{RefusalReason, WorkerReply, WorkerRequest};
-pub use seed::Seed;
+pub use seed::{Seed, below};
 pub use spec::{
     AdamW, Codec, Emission, InnerOptimizer, ModelSpec, Muon, OuterOptimizer, RunSpec, Schedule, SpecError, Timing,
     VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,

@@ -1,5 +1,5 @@
-use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::Digest;
@@ -39,5 +39,41 @@ impl Seed {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()
+    }
+}
+
+/// A number below `bound`, every one equally likely (Lemire's method). Written out here because tasks must draw the
+/// same numbers in every version of Hydra, and libraries keep that freedom for themselves. Zero for a `bound` of 0.
+#[must_use]
+pub fn below(rng: &mut impl Rng, bound: u64) -> u64 {
+    let mut product = u128::from(rng.next_u64()) * u128::from(bound);
+    let reject_below = bound.wrapping_neg().checked_rem(bound).unwrap_or(0);
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is meant")]
+    while (product as u64) < reject_below {
+        product = u128::from(rng.next_u64()) * u128::from(bound);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the high half of a product with a u64")]
+    {
+        (product >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_fixed_forever() {
+        let seed = Seed::from_number(7).derive("task", 3);
+        let mut rng = seed.rng();
+        let drawn: Vec<u64> = (0..4).map(|_| below(&mut rng, 1000)).collect();
+        assert_eq!(drawn, [535, 214, 378, 441], "changing this changes every run that was ever started");
+    }
+
+    #[test]
+    fn labels_and_indices_give_different_streams() {
+        let seed = Seed::from_number(7);
+        let all = [seed, seed.derive("a", 0), seed.derive("a", 1), seed.derive("b", 0)];
+        assert!(all.iter().enumerate().all(|(i, one)| all[..i].iter().all(|other| other != one)));
     }
 }

@@ -28,6 +28,8 @@ pub enum Outcome {
         layer: Layer,
         /// Verified tokens.
         tokens: u64,
+        /// The L2 norm of the decoded update.
+        norm: f32,
     },
     /// Not good.
     Rejected {

@@ -1,0 +1,388 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{
+    Amount, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, TaskId, Time, limits,
+};
+use crate::verifier::checks::relative_norm;
+
+/// One change of a coordinator's state. A run is the sequence of its records.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// A round opened on a base model.
+    RoundOpened {
+        /// The round.
+        round: Round,
+        /// Its base model.
+        base: Digest,
+        /// The outer optimiser's momentum, where it has one.
+        momentum: Option<Digest>,
+        /// When.
+        at: Time,
+    },
+    /// A task was lent.
+    Leased {
+        /// Which of the round's tasks.
+        index: u32,
+        /// To whom.
+        worker: PublicKey,
+        /// Until when.
+        deadline: Time,
+    },
+    /// A worker handed a task back undone.
+    GivenBack {
+        /// Which.
+        index: u32,
+        /// Who.
+        worker: PublicKey,
+    },
+    /// A worker bound itself to a result.
+    Committed {
+        /// Of which task.
+        index: u32,
+        /// Who.
+        worker: PublicKey,
+        /// To what.
+        commitment: Commitment,
+    },
+    /// A worker handed in a result.
+    Submitted {
+        /// Of which task.
+        index: u32,
+        /// Who.
+        worker: PublicKey,
+        /// The result.
+        submission: Submission,
+    },
+    /// A submission passed admission.
+    Admitted {
+        /// Of which task.
+        index: u32,
+        /// The update's norm.
+        norm: f32,
+    },
+    /// A submission passed all layers.
+    Accepted {
+        /// Of which task.
+        index: u32,
+        /// The signed verdict.
+        verdict: Signed,
+    },
+    /// A submission was rejected; its task is open again, to others.
+    Rejected {
+        /// Of which task.
+        index: u32,
+        /// The signed verdict.
+        verdict: Signed,
+    },
+    /// A round could not close at its deadline: it goes on until another, and whoever was shut out of a task may try
+    /// again.
+    Extended {
+        /// When.
+        at: Time,
+    },
+    /// The round's work is done: what was accepted is to be paid and aggregated.
+    RoundClosed,
+    /// The ledger has paid for a round.
+    RoundPaid {
+        /// The round.
+        round: Round,
+        /// What each worker got.
+        pays: Vec<(PublicKey, Amount)>,
+    },
+    /// A base model was measured.
+    Evaluated {
+        /// The round that starts from it.
+        round: Round,
+        /// Validation loss, nats a token.
+        loss: f64,
+    },
+}
+
+/// All that a coordinator knows of a run. It changes only by [`State::apply`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    pub(super) spec: RunSpec,
+    pub(super) round: Round,
+    pub(super) momentum: Option<Digest>,
+    /// When the round opened or was last extended.
+    pub(super) opened: Time,
+    pub(super) closed: bool,
+    pub(super) slots: Vec<Slot>,
+    pub(super) commitments: u32,
+    pub(super) unpaid: BTreeMap<Round, Vec<Signed>>,
+    pub(super) lineage: Vec<BaseModel>,
+    pub(super) workers: BTreeMap<PublicKey, WorkerRecord>,
+    pub(super) recent_norms: VecDeque<f32>,
+}
+
+/// A base model in the lineage of a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BaseModel {
+    /// Its blob.
+    pub digest: Digest,
+    /// Accepted tokens that it was trained on, from the first round on.
+    pub tokens: u64,
+    /// Validation loss in nats a token, once measured.
+    pub loss: Option<f64>,
+}
+
+/// What a worker has done in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WorkerRecord {
+    /// Tasks accepted.
+    pub accepted: u64,
+    /// Submissions rejected.
+    pub rejected: u64,
+    /// Tokens of the accepted tasks.
+    pub tokens: u64,
+    /// What the ledger paid for them.
+    pub pay: Amount,
+}
+
+/// A task of the open round.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Slot {
+    pub task: Task,
+    pub id: TaskId,
+    pub leases: BTreeMap<PublicKey, Time>,
+    /// With the order in which they came, over all tasks of the round.
+    pub commitments: BTreeMap<PublicKey, (u32, Commitment)>,
+    /// Who is not to be lent this task again: rejected, or handed it back.
+    pub shut_out: BTreeSet<PublicKey>,
+    pub stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Stage {
+    /// Nobody has handed in a result.
+    Open,
+    /// A result waits for admission.
+    Submitted { worker: PublicKey, submission: Submission },
+    /// A result waits to be compared with the others.
+    Admitted { worker: PublicKey, payload: Digest, norm: f32 },
+    /// Done.
+    Accepted { worker: PublicKey, payload: Digest, norm: f32, verdict: Signed },
+}
+
+impl Stage {
+    pub fn worker(&self) -> Option<PublicKey> {
+        match self {
+            Self::Open => None,
+            Self::Submitted { worker, .. } | Self::Admitted { worker, .. } | Self::Accepted { worker, .. } => {
+                Some(*worker)
+            }
+        }
+    }
+
+    pub fn payload(&self) -> Option<Digest> {
+        match self {
+            Self::Open => None,
+            Self::Submitted { submission, .. } => Some(submission.commitment.payload),
+            Self::Admitted { payload, .. } | Self::Accepted { payload, .. } => Some(*payload),
+        }
+    }
+}
+
+impl State {
+    /// The state of a run in which nothing has happened yet. The first record must open round 0.
+    #[must_use]
+    pub fn new(spec: RunSpec) -> Self {
+        Self {
+            spec,
+            round: Round(0),
+            momentum: None,
+            opened: Time(0),
+            closed: true,
+            slots: Vec::new(),
+            commitments: 0,
+            unpaid: BTreeMap::new(),
+            lineage: Vec::new(),
+            workers: BTreeMap::new(),
+            recent_norms: VecDeque::new(),
+        }
+    }
+
+    /// The state after these records: how a coordinator comes back after a crash.
+    #[must_use]
+    pub fn replay(spec: RunSpec, records: impl IntoIterator<Item = Record>) -> Self {
+        let mut state = Self::new(spec);
+        for record in records {
+            state.apply(&record);
+        }
+        state
+    }
+
+    /// Changes the state. Records were valid when they were made; one that fits nothing changes nothing.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::RoundOpened { round, base, momentum, at } => self.open(*round, *base, *momentum, *at),
+            Record::Evaluated { round, loss } => {
+                if let Some(model) = self.lineage.get_mut(round.0 as usize) {
+                    model.loss = Some(*loss);
+                }
+            }
+            Record::RoundPaid { round, pays } => {
+                self.unpaid.remove(round);
+                for (worker, amount) in pays {
+                    let record = self.workers.entry(*worker).or_default();
+                    record.pay = record.pay.checked_add(*amount).unwrap_or(record.pay);
+                }
+            }
+            Record::Extended { at } => {
+                self.opened = *at;
+                self.slots.iter_mut().for_each(|slot| slot.shut_out.clear());
+            }
+            Record::RoundClosed => self.close(),
+            Record::Leased { index, .. }
+            | Record::GivenBack { index, .. }
+            | Record::Committed { index, .. }
+            | Record::Submitted { index, .. }
+            | Record::Admitted { index, .. }
+            | Record::Accepted { index, .. }
+            | Record::Rejected { index, .. } => self.apply_to_slot(*index, record),
+        }
+    }
+
+    fn apply_to_slot(&mut self, index: u32, record: &Record) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        match record {
+            Record::Leased { worker, deadline, .. } => {
+                self.workers.entry(*worker).or_default();
+                slot.leases.insert(*worker, *deadline);
+            }
+            Record::GivenBack { worker, .. } => {
+                slot.leases.remove(worker);
+                slot.shut_out.insert(*worker);
+            }
+            Record::Committed { worker, commitment, .. } => {
+                slot.commitments.insert(*worker, (self.commitments, *commitment));
+                self.commitments += 1;
+            }
+            Record::Submitted { worker, submission, .. } => {
+                slot.stage = Stage::Submitted { worker: *worker, submission: submission.clone() };
+            }
+            Record::Admitted { norm, .. } => {
+                if let (Some(worker), Some(payload)) = (slot.stage.worker(), slot.stage.payload()) {
+                    slot.stage = Stage::Admitted { worker, payload, norm: *norm };
+                }
+            }
+            Record::Accepted { verdict, .. } => {
+                if let Stage::Admitted { worker, payload, norm } = slot.stage {
+                    slot.stage = Stage::Accepted { worker, payload, norm, verdict: verdict.clone() };
+                }
+            }
+            Record::Rejected { .. } => {
+                if let Some(worker) = slot.stage.worker() {
+                    self.workers.entry(worker).or_default().rejected += 1;
+                    slot.leases.remove(&worker);
+                    slot.shut_out.insert(worker);
+                    slot.stage = Stage::Open;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, round: Round, base: Digest, momentum: Option<Digest>, at: Time) {
+        let tokens = self.lineage.last().map_or(0, |model| model.tokens) + self.accepted_tokens();
+        self.lineage.push(BaseModel { digest: base, tokens, loss: None });
+        self.round = round;
+        self.momentum = momentum;
+        self.opened = at;
+        self.closed = false;
+        self.commitments = 0;
+        self.slots = (0..self.spec.tasks_per_round)
+            .map(|index| {
+                let task = Task::of_round(&self.spec, round, index, base);
+                Slot {
+                    id: task.id(),
+                    task,
+                    leases: BTreeMap::new(),
+                    commitments: BTreeMap::new(),
+                    shut_out: BTreeSet::new(),
+                    stage: Stage::Open,
+                }
+            })
+            .collect();
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        let mut verdicts = Vec::new();
+        for slot in &self.slots {
+            if let Stage::Accepted { worker, norm, verdict, .. } = &slot.stage {
+                let record = self.workers.entry(*worker).or_default();
+                record.accepted += 1;
+                record.tokens += slot.task.tokens();
+                self.recent_norms.push_back(relative_norm(&slot.task, *norm));
+                verdicts.push(verdict.clone());
+            }
+        }
+        while self.recent_norms.len() > limits::NORM_HISTORY {
+            self.recent_norms.pop_front();
+        }
+        self.unpaid.insert(self.round, verdicts);
+    }
+
+    fn accepted_tokens(&self) -> u64 {
+        self.slots.iter().filter(|slot| matches!(slot.stage, Stage::Accepted { .. })).map(|slot| slot.task.tokens()).sum()
+    }
+
+    /// The specification of the run.
+    #[must_use]
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+
+    /// The open round, which is also the number of rounds that are done.
+    #[must_use]
+    pub fn round(&self) -> Round {
+        self.round
+    }
+
+    /// Every base model so far; model `n` is what round `n` starts from.
+    #[must_use]
+    pub fn lineage(&self) -> &[BaseModel] {
+        &self.lineage
+    }
+
+    /// What each worker has done.
+    #[must_use]
+    pub fn workers(&self) -> &BTreeMap<PublicKey, WorkerRecord> {
+        &self.workers
+    }
+
+    /// Accepted tokens of all rounds that are done.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.lineage.last().map_or(0, |model| model.tokens)
+    }
+
+    /// Checks what must hold after every step.
+    ///
+    /// # Panics
+    /// When it does not: a bug.
+    pub fn assert_invariants(&self) {
+        assert_eq!(self.lineage.len(), self.round.0 as usize + usize::from(!self.slots.is_empty()), "lineage has gaps");
+        assert!(self.unpaid.keys().all(|round| *round <= self.round), "a round is unpaid before it closed");
+        assert!(self.recent_norms.len() <= limits::NORM_HISTORY);
+        for slot in &self.slots {
+            if let (Some(worker), Some(payload)) = (slot.stage.worker(), slot.stage.payload()) {
+                let committed = slot.commitments.get(&worker).map(|(_, commitment)| commitment.payload);
+                assert_eq!(committed, Some(payload), "a submission that was not committed");
+            }
+            if let Stage::Accepted { worker, payload, verdict, .. } = &slot.stage {
+                let opened = verdict.open::<crate::protocol::Verdict>();
+                let sound = opened.is_ok_and(|(_, verdict)| {
+                    verdict.task == slot.id
+                        && verdict.worker == *worker
+                        && verdict.payload == *payload
+                        && matches!(verdict.outcome, Outcome::Accepted { tokens, .. } if tokens == slot.task.tokens())
+                });
+                assert!(sound, "a task is accepted without a verdict that says so");
+            }
+        }
+    }
+}

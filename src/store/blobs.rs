@@ -1,0 +1,210 @@
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::protocol::{Digest, limits};
+
+/// Content-addressed bytes: models, payloads, shards. A blob is found by its BLAKE3 digest and never changes.
+pub trait Blobs: Send + Sync {
+    /// Keeps `bytes` durably and gives their digest. Keeping the same bytes twice is keeping them once.
+    fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError>;
+
+    /// The bytes with this digest, checked against it.
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError>;
+
+    /// Lets go of a blob; no error when it is not there.
+    fn remove(&self, digest: &Digest) -> Result<(), BlobError>;
+}
+
+/// Why a blob was not kept or found.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// There is none with this digest.
+    #[error("there is no blob {0}")]
+    Missing(Digest),
+    /// The file is there, but its content is not what its name says.
+    #[error("{} is damaged: its content does not match its name", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Larger than any blob may be.
+    #[error("a blob of {0} bytes is over the limit of {limit}", limit = limits::BLOB_BYTES_MAX)]
+    TooLarge(u64),
+    /// The file system refused.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Blobs in a local folder, one file each, in subfolders by the first two digits.
+///
+/// A file appears under its name only when it is whole and on the disk: it is written beside, synced, renamed, and the
+/// folder is synced. What a crash leaves behind are files that end in `.part`, which opening the folder clears away.
+#[derive(Debug)]
+pub struct FolderBlobs {
+    folder: PathBuf,
+    parts: AtomicU64,
+}
+
+impl FolderBlobs {
+    /// Opens `folder`, making it where it is missing. The caller must be its only user: see the state directory's
+    /// lock.
+    pub fn open(folder: &Path) -> Result<Self, BlobError> {
+        fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
+        for entry in fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
+            let path = entry.map_err(|source| io_error(folder, source))?.path();
+            if path.extension().is_some_and(|extension| extension == "part") {
+                fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), parts: AtomicU64::new(0) })
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.folder.join(&name[..2]).join(name)
+    }
+
+    /// Where a person finds the file of this blob.
+    #[must_use]
+    pub fn file(&self, digest: &Digest) -> PathBuf {
+        self.path(digest)
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), BlobError> {
+        let part = self.folder.join(format!("{}.part", self.parts.fetch_add(1, Ordering::Relaxed)));
+        let folder = path.parent().unwrap_or(&self.folder);
+        let made_folder = !folder.exists();
+        let written = fs::create_dir_all(folder)
+            .and_then(|()| {
+                let mut file = File::create(&part)?;
+                file.write_all(bytes)?;
+                file.sync_all()
+            })
+            .and_then(|()| fs::rename(&part, path))
+            .and_then(|()| sync_folder(folder))
+            .and_then(|()| if made_folder { sync_folder(&self.folder) } else { Ok(()) });
+        written.map_err(|source| {
+            // The error is what matters; a part that cannot be removed is cleared away at the next start.
+            let _ = fs::remove_file(&part);
+            io_error(path, source)
+        })
+    }
+}
+
+impl Blobs for FolderBlobs {
+    fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+        check_size(bytes.len() as u64)?;
+        let digest = Digest::of(bytes);
+        let path = self.path(&digest);
+        if !path.exists() {
+            self.write(&path, bytes)?;
+        }
+        Ok(digest)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
+        let path = self.path(digest);
+        let size = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::Missing(*digest)),
+            Err(source) => return Err(io_error(&path, source)),
+        };
+        check_size(size)?;
+        let bytes = fs::read(&path).map_err(|source| io_error(&path, source))?;
+        if Digest::of(&bytes) == *digest { Ok(bytes) } else { Err(BlobError::Damaged { path }) }
+    }
+
+    fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error(&path, source)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Blobs in memory, for simulations and tests.
+#[derive(Debug, Default)]
+pub struct MemoryBlobs {
+    blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
+}
+
+impl Blobs for MemoryBlobs {
+    fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+        check_size(bytes.len() as u64)?;
+        let digest = Digest::of(bytes);
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, bytes.to_vec());
+        Ok(digest)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
+        let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        blobs.get(digest).cloned().ok_or(BlobError::Missing(*digest))
+    }
+
+    fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        Ok(())
+    }
+}
+
+fn check_size(bytes: u64) -> Result<(), BlobError> {
+    if bytes > limits::BLOB_BYTES_MAX { Err(BlobError::TooLarge(bytes)) } else { Ok(()) }
+}
+
+fn io_error(path: &Path, source: io::Error) -> BlobError {
+    BlobError::Io { path: path.to_owned(), source }
+}
+
+/// Makes a rename in `folder` survive a power cut. Windows cannot sync a folder and does not need to.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_contract(blobs: &dyn Blobs) {
+        let digest = blobs.put(b"some bytes").unwrap();
+        assert_eq!(blobs.put(b"some bytes").unwrap(), digest);
+        assert_eq!(blobs.get(&digest).unwrap(), b"some bytes");
+        blobs.remove(&digest).unwrap();
+        blobs.remove(&digest).unwrap();
+        assert!(matches!(blobs.get(&digest), Err(BlobError::Missing(missing)) if missing == digest));
+    }
+
+    #[test]
+    fn blobs_are_found_by_their_digest_until_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        check_contract(&FolderBlobs::open(folder.path()).unwrap());
+        check_contract(&MemoryBlobs::default());
+    }
+
+    #[test]
+    fn a_damaged_file_is_never_taken_for_its_blob() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = FolderBlobs::open(folder.path()).unwrap();
+        let digest = blobs.put(b"some bytes").unwrap();
+        fs::write(blobs.file(&digest), b"some bytez").unwrap();
+        assert!(matches!(blobs.get(&digest), Err(BlobError::Damaged { .. })));
+    }
+
+    #[test]
+    fn half_written_files_are_cleared_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = folder.path().join("7.part");
+        fs::write(&part, b"half").unwrap();
+        FolderBlobs::open(folder.path()).unwrap();
+        assert!(!part.exists());
+    }
+}

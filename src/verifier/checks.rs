@@ -1,0 +1,301 @@
+//! The checks themselves: the first two layers of verification.
+
+use std::sync::Arc;
+
+use crate::protocol::{
+    Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, TaskId, VOCABULARY, Verdict, below, limits,
+};
+use crate::training::{CodecError, Layout};
+
+/// Numbers of an update that are compared when looking for copies. Independent updates would have to agree by chance
+/// in all of them.
+const SKETCH_LEN: u64 = 4096;
+
+/// Something to check.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Job {
+    /// One submission by itself.
+    Admission(Box<AdmissionJob>),
+    /// The admitted submissions of a round beside each other.
+    Statistics(Box<StatisticsJob>),
+}
+
+/// One submission, to be checked by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdmissionJob {
+    /// What was to be done.
+    pub task: Task,
+    /// Who did it.
+    pub worker: PublicKey,
+    /// What they handed in.
+    pub submission: Submission,
+}
+
+/// Admitted submissions, to be compared with each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatisticsJob {
+    /// Those to judge, in the order in which they were committed.
+    pub candidates: Vec<Candidate>,
+    /// Those of the round that were accepted before.
+    pub accepted: Vec<Candidate>,
+    /// Relative norms (see [`relative_norm`]) of updates accepted in recent rounds, oldest first.
+    pub recent_norms: Vec<f32>,
+}
+
+/// An admitted submission.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// What was to be done.
+    pub task: Task,
+    /// Who did it.
+    pub worker: PublicKey,
+    /// The encoded update.
+    pub payload: Digest,
+    /// Its L2 norm, from the admission verdict.
+    pub norm: f32,
+}
+
+/// Does a job. `fetch` gives the payload with a digest, or `None` when it is not in the blob store.
+pub fn check(job: &Job, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Verdict> {
+    match job {
+        Job::Admission(job) => {
+            let payload = job.submission.commitment.payload;
+            let outcome = match admission(&job.task, &job.submission, fetch(&payload).as_deref()) {
+                Ok(norm) => Outcome::Accepted { layer: Layer::Admission, tokens: job.task.tokens(), norm },
+                Err(reason) => Outcome::Rejected { layer: Layer::Admission, reason },
+            };
+            vec![Verdict { task: job.task.id(), worker: job.worker, payload, outcome }]
+        }
+        Job::Statistics(job) => statistics(job, fetch),
+    }
+}
+
+/// Form: everything that can be said about a submission without looking at another. Gives the update's L2 norm.
+fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Result<f32, Reason> {
+    let commitment = &submission.commitment;
+    if Submission::trace_digest(&submission.losses) != commitment.trace {
+        return Err(Reason::TraceMismatch);
+    }
+    if commitment.tokens != task.tokens() {
+        return Err(Reason::Tokens { claimed: commitment.tokens, expected: task.tokens() });
+    }
+    // A model cannot be worse than this for long without being broken: twice the loss of a uniform guess.
+    let worst = 2.0 * (VOCABULARY as f32).ln();
+    let possible = |loss: &f32| (0.0..=worst).contains(loss);
+    if submission.losses.len() != task.inner_steps as usize || !submission.losses.iter().all(possible) {
+        return Err(Reason::TraceImpossible);
+    }
+    let payload = payload.ok_or(Reason::PayloadMissing)?;
+    let mut squares = 0.0f64;
+    task.codec
+        .decode_each(&Layout::of(&task.model), payload, |_, value| squares += f64::from(value).powi(2))
+        .map_err(|error| match error {
+            CodecError::NotFinite => Reason::NotFinite,
+            other => Reason::PayloadMalformed(other.to_string()),
+        })?;
+    let norm = squares.sqrt() as f32;
+    if norm.is_finite() { Ok(norm) } else { Err(Reason::NotFinite) }
+}
+
+/// Beside each other: an update much larger or smaller than the others, or one that repeats another.
+fn statistics(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Verdict> {
+    let median = reference_norm(job);
+    let mut seen: Vec<(TaskId, Digest, Vec<f32>)> = Vec::new();
+    for accepted in &job.accepted {
+        if let Some(sketch) = sketch(&accepted.task, accepted.payload, &mut fetch) {
+            seen.push((accepted.task.id(), accepted.payload, sketch));
+        }
+    }
+    job.candidates
+        .iter()
+        .map(|candidate| {
+            let id = candidate.task.id();
+            let ratio = median.map(|median| relative_norm(&candidate.task, candidate.norm) / median);
+            let sketch = sketch(&candidate.task, candidate.payload, &mut fetch);
+            let copied = sketch.as_ref().and_then(|sketch| {
+                seen.iter()
+                    .find(|(_, payload, other)| {
+                        *payload == candidate.payload || cosine(sketch, other) > f64::from(limits::COPY_COSINE)
+                    })
+                    .map(|(task, ..)| *task)
+            });
+            let reason = match (sketch, ratio, copied) {
+                (None, ..) => Some(Reason::PayloadMissing),
+                (_, Some(ratio), _) if !(1.0 / limits::NORM_RATIO_MAX..=limits::NORM_RATIO_MAX).contains(&ratio) => {
+                    Some(Reason::NormOutlier { ratio })
+                }
+                (_, _, Some(of)) => Some(Reason::Copy { of }),
+                (Some(sketch), ..) => {
+                    seen.push((id, candidate.payload, sketch));
+                    None
+                }
+            };
+            let outcome = match reason {
+                Some(reason) => Outcome::Rejected { layer: Layer::Statistics, reason },
+                None => Outcome::Accepted {
+                    layer: Layer::Statistics,
+                    tokens: candidate.task.tokens(),
+                    norm: candidate.norm,
+                },
+            };
+            Verdict { task: id, worker: candidate.worker, payload: candidate.payload, outcome }
+        })
+        .collect()
+}
+
+/// An update's norm over the sum of its learning rates: a step of Muon or Adam has about the length of its rate, so
+/// this hardly changes while the schedule moves, and rounds can be compared.
+#[must_use]
+pub fn relative_norm(task: &Task, norm: f32) -> f32 {
+    let steps = task.first_step..task.first_step + u64::from(task.inner_steps);
+    norm / steps.map(|step| task.schedule.rate(step)).sum::<f32>().max(f32::MIN_POSITIVE)
+}
+
+/// The median relative norm of the round; of recent rounds too where the round alone is too few to tell.
+fn reference_norm(job: &StatisticsJob) -> Option<f32> {
+    let of_round = job.candidates.iter().chain(&job.accepted).map(|one| relative_norm(&one.task, one.norm));
+    let mut norms: Vec<f32> = of_round.collect();
+    if norms.len() < limits::NORM_REFERENCE_MIN {
+        norms.extend(&job.recent_norms);
+    }
+    if norms.len() < limits::NORM_REFERENCE_MIN {
+        return None;
+    }
+    norms.sort_by(f32::total_cmp);
+    let middle = norms.len() / 2;
+    let median = if norms.len().is_multiple_of(2) { f32::midpoint(norms[middle - 1], norms[middle]) } else { norms[middle] };
+    (median > 0.0).then_some(median)
+}
+
+/// The numbers of an update at places drawn for its round: the same places for all tasks of the round.
+fn sketch(task: &Task, payload: Digest, fetch: &mut impl FnMut(&Digest) -> Option<Vec<u8>>) -> Option<Vec<f32>> {
+    let bytes = fetch(&payload)?;
+    let layout = Layout::of(&task.model);
+    let update = task.codec.decode(&Arc::clone(&layout), &bytes).ok()?;
+    let mut rng = Seed::from_number(u64::from(task.round.0)).derive("sketch", 0).rng();
+    let places = (0..SKETCH_LEN).map(|_| below(&mut rng, layout.len() as u64) as usize);
+    Some(places.map(|place| update.values()[place]).collect())
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::protocol::{Codec, Keypair, Round};
+    use crate::testing;
+    use crate::training::Params;
+
+    /// An honest-looking submission for task `index`, its update multiplied by `scale`.
+    fn submission(index: u32, update_seed: u64, scale: f32) -> (Task, Submission, Vec<u8>) {
+        let spec = testing::spec(8);
+        let task = Task::of_round(&spec, Round(3), index, Digest::of(b"base"));
+        let mut update = Params::initial(&spec.model, &Seed::from_number(update_seed));
+        update.values_mut().iter_mut().for_each(|value| *value *= scale);
+        let payload = task.codec.encode(&update, &task.seed).unwrap();
+        let losses = vec![3.0; task.inner_steps as usize];
+        let submission = Submission::new(task.id(), Digest::of(&payload), losses, task.tokens());
+        (task, submission, payload)
+    }
+
+    fn admit(change: impl FnOnce(&mut Submission, &mut Option<Vec<u8>>)) -> Result<f32, Reason> {
+        let (task, mut submission, payload) = submission(0, 1, 0.1);
+        let mut payload = Some(payload);
+        change(&mut submission, &mut payload);
+        admission(&task, &submission, payload.as_deref())
+    }
+
+    #[test]
+    fn a_sound_submission_is_admitted_with_its_norm() {
+        assert!(admit(|_, _| ()).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn every_defect_of_form_is_named() {
+        assert_eq!(admit(|_, payload| *payload = None), Err(Reason::PayloadMissing));
+        assert_eq!(admit(|submission, _| submission.losses[0] = 2.0), Err(Reason::TraceMismatch));
+        let relosses = |submission: &mut Submission, losses: Vec<f32>| {
+            submission.commitment.trace = Submission::trace_digest(&losses);
+            submission.losses = losses;
+        };
+        for losses in [vec![3.0], vec![f32::NAN; 4], vec![99.0; 4], vec![-1.0; 4]] {
+            assert_eq!(admit(|submission, _| relosses(submission, losses)), Err(Reason::TraceImpossible));
+        }
+        let tokens = |submission: &mut Submission| submission.commitment.tokens += 1;
+        assert!(matches!(admit(|submission, _| tokens(submission)), Err(Reason::Tokens { .. })));
+        let short = admit(|_, payload| *payload = Some(vec![4, 5]));
+        assert!(matches!(short, Err(Reason::PayloadMalformed(_))), "{short:?}");
+    }
+
+    fn judge(submissions: &[(Task, Submission, Vec<u8>)], recent_norms: Vec<f32>) -> Vec<Outcome> {
+        let blobs: BTreeMap<Digest, Vec<u8>> =
+            submissions.iter().map(|(_, submission, bytes)| (submission.commitment.payload, bytes.clone())).collect();
+        let candidates = submissions
+            .iter()
+            .map(|(task, submission, bytes)| Candidate {
+                task: task.clone(),
+                worker: Keypair::from_secret(&[1; 32]).public(),
+                payload: submission.commitment.payload,
+                norm: admission(task, submission, Some(bytes)).unwrap(),
+            })
+            .collect();
+        let job = Job::Statistics(Box::new(StatisticsJob { candidates, accepted: vec![], recent_norms }));
+        check(&job, |digest| blobs.get(digest).cloned()).into_iter().map(|verdict| verdict.outcome).collect()
+    }
+
+    fn accepted(outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::Accepted { layer: Layer::Statistics, .. })
+    }
+
+    #[test]
+    fn honest_updates_pass_and_an_oversized_or_tiny_one_does_not() {
+        let mut all: Vec<_> = (0..5).map(|i| submission(i, i.into(), 0.1)).collect();
+        assert!(judge(&all, vec![]).iter().all(accepted));
+        all[2] = submission(2, 2, -1.0);
+        all[4] = submission(4, 4, 0.01);
+        let outcomes = judge(&all, vec![]);
+        for (index, outcome) in outcomes.iter().enumerate() {
+            let outlier =
+                matches!(outcome, Outcome::Rejected { reason: Reason::NormOutlier { .. }, layer: Layer::Statistics });
+            assert_eq!(outlier, index == 2 || index == 4, "{index}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_lone_update_is_compared_with_recent_rounds() {
+        let (task, one, bytes) = submission(0, 1, 1.0);
+        let norm = relative_norm(&task, admission(&task, &one, Some(&bytes)).unwrap());
+        let alone = [(task, one, bytes)];
+        assert!(accepted(&judge(&alone, vec![])[0]), "nothing to compare with");
+        assert!(accepted(&judge(&alone, vec![norm; 4])[0]));
+        assert!(!accepted(&judge(&alone, vec![norm / 10.0; 4])[0]));
+    }
+
+    #[test]
+    fn a_copy_is_found_also_when_scaled_and_the_first_to_commit_keeps_its_place() {
+        // Exact codec: two ternary roundings of one update differ too much to be told from independent ones, and are
+        // left to the replay.
+        let mut all: Vec<_> = (0..4).map(|i| submission(i, i.into(), 0.1)).collect();
+        let exact = |index: u32, scale: f32| {
+            let (mut task, _, _) = submission(index, 1, scale);
+            task.codec = Codec::Fp32;
+            let mut update = Params::initial(&task.model, &Seed::from_number(1));
+            update.values_mut().iter_mut().for_each(|value| *value *= scale);
+            let payload = task.codec.encode(&update, &task.seed).unwrap();
+            let losses = vec![3.0; task.inner_steps as usize];
+            (task.clone(), Submission::new(task.id(), Digest::of(&payload), losses, task.tokens()), payload)
+        };
+        all[1] = exact(1, 0.1);
+        all[3] = exact(3, 0.11);
+        let outcomes = judge(&all, vec![]);
+        assert!(outcomes[..3].iter().all(accepted), "{outcomes:?}");
+        let of = all[1].0.id();
+        assert_eq!(outcomes[3], Outcome::Rejected { layer: Layer::Statistics, reason: Reason::Copy { of } });
+    }
+}

@@ -1,0 +1,44 @@
+use super::checks::Job;
+use crate::protocol::{Keypair, Signed, Verdict};
+
+/// What happens to a verifier.
+#[derive(Debug)]
+pub enum Event {
+    /// A coordinator wants this checked.
+    Judge(Job),
+    /// A check is done.
+    Checked(Vec<Verdict>),
+}
+
+/// What a verifier wants done.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Run the checks of this job, off the actor's thread.
+    Check(Job),
+    /// Send these signed verdicts to the coordinator.
+    Deliver(Vec<Signed>),
+}
+
+/// The verifier's core: every job is checked, every finding signed.
+#[derive(Debug)]
+pub struct Audit {
+    key: Keypair,
+}
+
+impl Audit {
+    /// A verifier that signs with `key`.
+    #[must_use]
+    pub fn new(key: Keypair) -> Self {
+        Self { key }
+    }
+
+    /// Takes an event; gives what is to be done about it, in order.
+    pub fn step(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Judge(job) => vec![Effect::Check(job)],
+            Event::Checked(verdicts) => {
+                vec![Effect::Deliver(verdicts.iter().map(|verdict| Signed::seal(&self.key, verdict)).collect())]
+            }
+        }
+    }
+}

@@ -1,0 +1,367 @@
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::ChaCha8Rng;
+
+use crate::protocol::{Digest, Seed, Submission, Task, TaskId, Time, WorkerReply, WorkerRequest};
+use crate::training::Trained;
+
+/// How long to wait for the answer to a request that is answered at once, before sending it again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// The same for a request for work, which a coordinator may hold open for a while.
+const WORK_WITHIN: Duration = Duration::from_secs(30);
+/// The longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_mins(2);
+
+/// What happens to a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// It has started.
+    Started,
+    /// The coordinator answers.
+    Reply(WorkerReply),
+    /// The task is done.
+    Trained {
+        /// Which.
+        task: TaskId,
+        /// What came out.
+        result: Trained,
+    },
+    /// The task could not be done.
+    TrainingFailed {
+        /// Which.
+        task: TaskId,
+    },
+    /// The payload is in the blob store.
+    Uploaded(Digest),
+    /// It could not be put there.
+    UploadFailed,
+    /// The owner wants the machine back.
+    Stop,
+    /// A time that was asked for has come.
+    Wake,
+}
+
+/// What a worker wants done, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Sign this and send it to the coordinator.
+    Send(WorkerRequest),
+    /// Do this task.
+    Train(Box<Task>),
+    /// Put this payload into the blob store.
+    Upload(Vec<u8>),
+    /// Stop training as soon as possible.
+    Cancel,
+    /// Send [`Event::Wake`] at this time.
+    WakeAt(Time),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Stage {
+    Asking,
+    /// Nothing to do until a time.
+    Resting,
+    Training(TaskId),
+    Committing {
+        submission: Submission,
+        payload: Vec<u8>,
+    },
+    Uploading {
+        submission: Submission,
+        payload: Vec<u8>,
+    },
+    Submitting(Submission),
+    Finished,
+}
+
+/// The worker's core: one task at a time, from asking for it to handing it in. Every request is sent again until it is
+/// answered, so nothing depends on a message arriving.
+#[derive(Debug)]
+pub struct Labour {
+    stage: Stage,
+    tokens_per_second: u32,
+    /// When the task under way began, and how many tokens it has.
+    training_since: Option<(Time, u64)>,
+    /// When to try again, and how often that was.
+    retry: Option<(Time, u32)>,
+    jitter: ChaCha8Rng,
+}
+
+impl Labour {
+    /// A worker that has done nothing yet. `seed` spreads its retries.
+    #[must_use]
+    pub fn new(seed: &Seed) -> Self {
+        Self {
+            stage: Stage::Resting,
+            tokens_per_second: 0,
+            training_since: None,
+            retry: None,
+            jitter: seed.derive("retry jitter", 0).rng(),
+        }
+    }
+
+    /// Whether it will do nothing more.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.stage == Stage::Finished
+    }
+
+    /// Takes an event; gives what is to be done about it, in order.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Effect> {
+        match (event, std::mem::replace(&mut self.stage, Stage::Finished)) {
+            (_, Stage::Finished) => vec![],
+            (Event::Stop, stage) => {
+                if matches!(stage, Stage::Training(_)) { vec![Effect::Cancel] } else { vec![] }
+            }
+            (Event::Started, _) => self.enter(now, Stage::Asking),
+            (Event::Wake, stage) => self.wake(now, stage),
+            (Event::Reply(reply), stage) => self.reply(now, reply, stage),
+            (Event::Trained { task, result }, Stage::Training(mine)) if task == mine => self.trained(now, task, result),
+            (Event::TrainingFailed { task }, Stage::Training(mine)) if task == mine => {
+                let mut effects = vec![Effect::Send(WorkerRequest::GiveBack(task))];
+                effects.extend(self.rest(now, ANSWER_WITHIN));
+                effects
+            }
+            (Event::Uploaded(digest), Stage::Uploading { submission, .. })
+                if digest == submission.commitment.payload =>
+            {
+                self.enter(now, Stage::Submitting(submission))
+            }
+            (Event::UploadFailed, stage @ Stage::Uploading { .. }) => {
+                self.stage = stage;
+                self.plan_retry(now, ANSWER_WITHIN)
+            }
+            // Late news of something that is over.
+            (_, stage) => {
+                self.stage = stage;
+                vec![]
+            }
+        }
+    }
+
+    fn reply(&mut self, now: Time, reply: WorkerReply, stage: Stage) -> Vec<Effect> {
+        match (reply, stage) {
+            (WorkerReply::Finished, Stage::Asking) => vec![],
+            (WorkerReply::Leased(lease), Stage::Asking) => {
+                self.training_since = Some((now, lease.task.tokens()));
+                self.retry = None;
+                self.stage = Stage::Training(lease.task.id());
+                vec![Effect::Train(Box::new(lease.task))]
+            }
+            (WorkerReply::Wait { until }, Stage::Asking) => {
+                if until <= now { self.enter(now, Stage::Asking) } else { self.rest(now, until.since(now)) }
+            }
+            (WorkerReply::Refused { .. }, Stage::Asking) => self.rest(now, WORK_WITHIN),
+            (WorkerReply::Committed(task), Stage::Committing { submission, payload })
+                if task == submission.commitment.task =>
+            {
+                self.enter(now, Stage::Uploading { submission, payload })
+            }
+            (WorkerReply::Received(task), Stage::Submitting(submission)) if task == submission.commitment.task => {
+                self.enter(now, Stage::Asking)
+            }
+            (
+                WorkerReply::Refused { task: Some(task), .. },
+                Stage::Committing { submission, .. } | Stage::Submitting(submission),
+            ) if task == submission.commitment.task => {
+                // Somebody was faster, or the round is over: the work is lost, and there is other work.
+                let mut effects = vec![Effect::Send(WorkerRequest::GiveBack(task))];
+                effects.extend(self.enter(now, Stage::Asking));
+                effects
+            }
+            (_, stage) => {
+                self.stage = stage;
+                vec![]
+            }
+        }
+    }
+
+    fn trained(&mut self, now: Time, task: TaskId, result: Trained) -> Vec<Effect> {
+        let tokens = self.training_since.take().map_or(0, |(since, tokens)| {
+            let milliseconds = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX).max(1);
+            self.tokens_per_second = u32::try_from(tokens.saturating_mul(1000) / milliseconds).unwrap_or(u32::MAX);
+            tokens
+        });
+        let submission = Submission::new(task, Digest::of(&result.payload), result.losses, tokens);
+        self.enter(now, Stage::Committing { submission, payload: result.payload })
+    }
+
+    fn wake(&mut self, now: Time, stage: Stage) -> Vec<Effect> {
+        match (stage, self.retry) {
+            (Stage::Resting, Some((at, _))) if now >= at => self.enter(now, Stage::Asking),
+            (stage, Some((at, tries))) if now >= at => {
+                self.stage = stage;
+                self.try_again(now, tries + 1)
+            }
+            (stage, retry) => {
+                self.stage = stage;
+                // A wake for something that is over; what is under way has its own.
+                retry.map_or(vec![], |(at, _)| vec![Effect::WakeAt(at)])
+            }
+        }
+    }
+
+    fn enter(&mut self, now: Time, stage: Stage) -> Vec<Effect> {
+        self.stage = stage;
+        self.try_again(now, 0)
+    }
+
+    fn rest(&mut self, now: Time, pause: Duration) -> Vec<Effect> {
+        self.stage = Stage::Resting;
+        self.retry = None;
+        self.plan_retry(now, pause)
+    }
+
+    /// Asks for what the stage waits for, and plans to ask again.
+    fn try_again(&mut self, now: Time, tries: u32) -> Vec<Effect> {
+        let (effect, within) = match &self.stage {
+            Stage::Asking => {
+                let tokens_per_second = self.tokens_per_second;
+                (Effect::Send(WorkerRequest::Lease { tokens_per_second }), WORK_WITHIN)
+            }
+            Stage::Committing { submission, .. } => {
+                (Effect::Send(WorkerRequest::Commit(submission.commitment)), ANSWER_WITHIN)
+            }
+            // An upload says itself when it fails.
+            Stage::Uploading { payload, .. } => {
+                self.retry = None;
+                return vec![Effect::Upload(payload.clone())];
+            }
+            Stage::Submitting(submission) => {
+                (Effect::Send(WorkerRequest::Submit(submission.clone())), ANSWER_WITHIN)
+            }
+            Stage::Resting | Stage::Training(_) | Stage::Finished => return vec![],
+        };
+        self.retry = Some((now, tries));
+        let mut effects = vec![effect];
+        effects.extend(self.plan_retry(now, within));
+        effects
+    }
+
+    /// Twice as long after each try, up to a bound, and up to half as long again by chance, so that workers which lost
+    /// the coordinator together do not all come back together.
+    fn plan_retry(&mut self, now: Time, first: Duration) -> Vec<Effect> {
+        let tries = self.retry.map_or(0, |(_, tries)| tries);
+        let pause = (first * 2u32.saturating_pow(tries.min(16))).min(PAUSE_MAX.max(first));
+        let spread = f64::from(self.jitter.next_u32()) / f64::from(u32::MAX) / 2.0;
+        let at = now + pause.mul_f64(1.0 + spread);
+        self.retry = Some((at, tries));
+        vec![Effect::WakeAt(at)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Lease, RefusalReason, Round};
+    use crate::testing;
+
+    fn worker() -> Labour {
+        Labour::new(&Seed::from_number(1))
+    }
+
+    fn task() -> Task {
+        Task::of_round(&testing::spec(2), Round(0), 1, Digest::of(b"base"))
+    }
+
+    fn leased(labour: &mut Labour, now: Time) -> TaskId {
+        labour.step(now, Event::Started);
+        let lease = Lease { task: task(), deadline: Time(99) };
+        let effects = labour.step(now, Event::Reply(WorkerReply::Leased(Box::new(lease))));
+        assert_eq!(effects, [Effect::Train(Box::new(task()))]);
+        task().id()
+    }
+
+    fn result() -> Trained {
+        Trained { payload: b"payload".to_vec(), losses: vec![1.0; 4] }
+    }
+
+    fn sent(effects: &[Effect]) -> Option<&WorkerRequest> {
+        effects.iter().find_map(|effect| if let Effect::Send(request) = effect { Some(request) } else { None })
+    }
+
+    #[test]
+    fn a_task_goes_from_lease_to_submission_and_the_next_is_asked_for_with_the_measured_speed() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(1000));
+        let effects = labour.step(Time(3000), Event::Trained { task: id, result: result() });
+        let Some(WorkerRequest::Commit(commitment)) = sent(&effects) else { panic!("{effects:?}") };
+        assert_eq!((commitment.task, commitment.tokens), (id, 64));
+        let effects = labour.step(Time(3000), Event::Reply(WorkerReply::Committed(id)));
+        assert_eq!(effects, [Effect::Upload(b"payload".to_vec())]);
+        let effects = labour.step(Time(3000), Event::Uploaded(Digest::of(b"payload")));
+        assert!(matches!(sent(&effects), Some(WorkerRequest::Submit(_))));
+        let effects = labour.step(Time(3000), Event::Reply(WorkerReply::Received(id)));
+        assert_eq!(sent(&effects), Some(&WorkerRequest::Lease { tokens_per_second: 32 }));
+    }
+
+    #[test]
+    fn an_unanswered_request_is_sent_again_later_and_later() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        let first = labour.step(Time(0), Event::Trained { task: id, result: result() });
+        let mut pauses = Vec::new();
+        let (mut now, mut effects) = (Time(0), first);
+        for _ in 0..8 {
+            let Some(Effect::WakeAt(at)) = effects.last().cloned() else { panic!("{effects:?}") };
+            pauses.push(at.since(now));
+            assert!(labour.step(Time(at.0 - 1), Event::Wake).iter().all(|effect| !matches!(effect, Effect::Send(_))));
+            now = at;
+            effects = labour.step(now, Event::Wake);
+            assert!(matches!(sent(&effects), Some(WorkerRequest::Commit(_))), "{effects:?}");
+        }
+        assert!(pauses[0] >= ANSWER_WITHIN && pauses[0] <= ANSWER_WITHIN * 3 / 2);
+        assert!(pauses[5] > pauses[0] * 10 && pauses.iter().all(|pause| *pause <= PAUSE_MAX * 3 / 2));
+    }
+
+    #[test]
+    fn a_refused_result_is_dropped_and_the_worker_goes_on() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        labour.step(Time(0), Event::Trained { task: id, result: result() });
+        let refusal = WorkerReply::Refused { task: Some(id), reason: RefusalReason::TaskNotOpen };
+        let effects = labour.step(Time(0), Event::Reply(refusal));
+        assert_eq!(effects[0], Effect::Send(WorkerRequest::GiveBack(id)));
+        assert_eq!(effects[1], Effect::Send(WorkerRequest::Lease { tokens_per_second: 64_000 }));
+    }
+
+    #[test]
+    fn stray_and_repeated_messages_change_nothing() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        let strays = [
+            Event::Reply(WorkerReply::Received(id)),
+            Event::Reply(WorkerReply::Committed(id)),
+            Event::Reply(WorkerReply::Finished),
+            Event::Reply(WorkerReply::Leased(Box::new(Lease { task: task(), deadline: Time(5) }))),
+            Event::Uploaded(Digest::of(b"payload")),
+            Event::UploadFailed,
+            Event::Trained { task: TaskId(Digest::of(b"other")), result: result() },
+            Event::Wake,
+        ];
+        for stray in strays {
+            assert_eq!(labour.step(Time(1), stray.clone()), [], "{stray:?}");
+        }
+        assert!(!labour.step(Time(1), Event::Trained { task: id, result: result() }).is_empty());
+    }
+
+    #[test]
+    fn stopping_cancels_the_training_and_is_final() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        assert_eq!(labour.step(Time(1), Event::Stop), [Effect::Cancel]);
+        assert!(labour.is_finished());
+        assert_eq!(labour.step(Time(2), Event::Trained { task: id, result: result() }), []);
+    }
+
+    #[test]
+    fn a_task_that_cannot_be_done_is_given_back() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        let effects = labour.step(Time(1), Event::TrainingFailed { task: id });
+        assert_eq!(sent(&effects), Some(&WorkerRequest::GiveBack(id)));
+        let Some(Effect::WakeAt(at)) = effects.last() else { panic!("{effects:?}") };
+        assert!(matches!(sent(&labour.step(*at, Event::Wake)), Some(WorkerRequest::Lease { .. })));
+    }
+}
