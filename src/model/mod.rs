@@ -1,0 +1,26 @@
+//! The network, and the only home of burn: everybody else sees [`Engine`](crate::training::Engine) and flat
+//! [`Params`](crate::training::Params).
+//!
+//! In reading order:
+//! - [`presets`](Preset): named sizes;
+//! - `device`: which hardware computes;
+//! - [`checkpoint`]: parameters as safetensors, readable by Hugging Face tools;
+//! - `weights`: parameters as burn tensors;
+//! - `transformer`: the network in plain burn operations, for any device, and the reference in tests;
+//! - `optimizer`: `AdamW` and Muon, likewise;
+//! - [`engine`](BurnEngine): training and measuring; [`Predictor`]: the next token.
+
+pub mod checkpoint;
+mod device;
+mod engine;
+mod optimizer;
+mod predictor;
+mod presets;
+mod transformer;
+mod weights;
+
+pub use checkpoint::CheckpointError;
+pub use device::{DeviceChoice, DeviceError};
+pub use engine::BurnEngine;
+pub use predictor::Predictor;
+pub use presets::{Preset, Recipe};

@@ -1,0 +1,128 @@
+use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::weights::{Group, groups};
+use crate::protocol::{ModelSpec, VOCABULARY};
+use crate::training::Layout;
+
+/// Added to the mean square in a norm, as in Llama.
+pub(super) const NORM_EPSILON: f32 = 1e-5;
+
+/// The base of the rotary positions' wavelengths.
+const ROTARY_BASE: f64 = 10_000.0;
+
+/// Cosines and sines of rotary positions, `positions × head/2` each
+/// ([RoFormer](https://arxiv.org/abs/2104.09864), rotating halves as Hugging Face does).
+pub(super) fn rotary_tables(positions: usize, head: usize) -> (Vec<f32>, Vec<f32>) {
+    let half = head / 2;
+    let angles = (0..positions * half).map(|index| {
+        let (position, pair) = ((index / half) as f64, (index % half) as f64);
+        position * ROTARY_BASE.powf(-2.0 * pair / head as f64)
+    });
+    #[expect(clippy::cast_possible_truncation, reason = "tables are f32")]
+    angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+}
+
+/// A Llama-style decoder in plain burn operations: pre-norm blocks of causal attention and `SwiGLU`, tied embeddings.
+/// It runs, and differentiates, on every device of burn.
+#[derive(Debug, Clone)]
+pub(super) struct Plain {
+    width: usize,
+    heads: usize,
+    block: Group,
+}
+
+impl Plain {
+    /// The network of `model`.
+    pub fn new(model: &ModelSpec) -> Self {
+        let groups = groups(&Layout::of(model));
+        Self { width: model.width as usize, heads: model.heads as usize, block: groups[1].clone() }
+    }
+
+    /// The residual stream after the last block, `sequences × context × width`, of as many tokens.
+    fn states(&self, weights: &[Tensor<1>], tokens: &[u16], context: usize) -> Tensor<3> {
+        let device = weights[0].device();
+        let indices = integers(tokens, &device);
+        let embedding = weights[0].clone().reshape([VOCABULARY as usize, self.width]);
+        let mut x = embedding.select(0, indices).reshape([tokens.len() / context, context, self.width]);
+        for block in &weights[1..weights.len() - 1] {
+            x = self.block(x, block);
+        }
+        x
+    }
+
+    /// The mean cross-entropy of `targets` after `tokens`, nats a token.
+    pub fn loss(&self, weights: &[Tensor<1>], tokens: &[u16], targets: &[u16], context: usize) -> Tensor<1> {
+        let states = self.states(weights, tokens, context).reshape([tokens.len(), self.width]);
+        let logits = self.head(states, weights);
+        let targets = integers(targets, &logits.device()).reshape([tokens.len(), 1]);
+        log_softmax(logits, 1).gather(1, targets).mean().neg()
+    }
+
+    /// The logits after the last of `tokens`.
+    pub fn logits(&self, weights: &[Tensor<1>], tokens: &[u16]) -> Tensor<1> {
+        let last = self.states(weights, tokens, tokens.len()).narrow(1, tokens.len() - 1, 1);
+        self.head(last.reshape([1, self.width]), weights).reshape([VOCABULARY as usize])
+    }
+
+    fn head(&self, states: Tensor<2>, weights: &[Tensor<1>]) -> Tensor<2> {
+        let embedding = weights[0].clone().reshape([VOCABULARY as usize, self.width]);
+        let states = norm(states.unsqueeze::<3>(), weights[weights.len() - 1].clone()).squeeze_dim::<2>(0);
+        states.matmul(embedding.transpose())
+    }
+
+    /// One block over `sequences × context × width`.
+    pub fn block(&self, x: Tensor<3>, weights: &Tensor<1>) -> Tensor<3> {
+        let [sequences, context, width] = x.dims();
+        let head = width / self.heads;
+        let gain = |part: usize| weights.clone().slice([self.block.parts[part].range.clone()]);
+        let matrix = |part: usize| {
+            let part = &self.block.parts[part];
+            let matrix = weights.clone().slice([part.range.clone()]).reshape([part.rows, part.columns]);
+            matrix.transpose().unsqueeze::<3>()
+        };
+        let split = |x: Tensor<3>| x.reshape([sequences, context, self.heads, head]).swap_dims(1, 2);
+
+        let a = norm(x.clone(), gain(0));
+        let q = rotate(split(a.clone().matmul(matrix(1))));
+        let k = rotate(split(a.clone().matmul(matrix(2))));
+        let v = split(a.matmul(matrix(3)));
+        let scores = q.matmul(k.transpose()).div_scalar((head as f32).sqrt()) + causal_mask(context, &x.device());
+        let o = softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([sequences, context, width]);
+        let x = x + o.matmul(matrix(4));
+
+        let a = norm(x.clone(), gain(5));
+        let hidden = silu(a.clone().matmul(matrix(6))) * a.matmul(matrix(7));
+        x + hidden.matmul(matrix(8))
+    }
+}
+
+/// Root-mean-square norm over the last dimension ([RMSNorm](https://arxiv.org/abs/1910.07467)).
+fn norm(x: Tensor<3>, gain: Tensor<1>) -> Tensor<3> {
+    let inverse = (x.clone() * x.clone()).mean_dim(2).add_scalar(NORM_EPSILON).sqrt().recip();
+    x * inverse * gain.unsqueeze()
+}
+
+/// Turns each half-pair of `sequences × heads × positions × head` by its position's angle.
+fn rotate(x: Tensor<4>) -> Tensor<4> {
+    let [_, _, positions, head] = x.dims();
+    let half = head / 2;
+    let (cosines, sines) = rotary_tables(positions, head);
+    let table = |values| Tensor::<2>::from_data(TensorData::new(values, [positions, half]), &x.device()).unsqueeze();
+    let (cosines, sines): (Tensor<4>, Tensor<4>) = (table(cosines), table(sines));
+    let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
+    let first = a.clone() * cosines.clone() - b.clone() * sines.clone();
+    Tensor::cat(vec![first, a * sines + b * cosines], 3)
+}
+
+/// Zero where a position may look, a large negative number where it may not.
+fn causal_mask(context: usize, device: &Device) -> Tensor<4> {
+    let mask = (0..context * context).map(|at| if at % context > at / context { -1e9f32 } else { 0.0 });
+    Tensor::<2>::from_data(TensorData::new(mask.collect::<Vec<_>>(), [context, context]), device).unsqueeze()
+}
+
+fn integers(tokens: &[u16], device: &Device) -> Tensor<1, Int> {
+    let tokens: Vec<i32> = tokens.iter().map(|&token| i32::from(token)).collect();
+    let length = tokens.len();
+    Tensor::from_data(TensorData::new(tokens, [length]), device)
+}
