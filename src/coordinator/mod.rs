@@ -5,13 +5,11 @@
 //! where it was. [`Coordinator`] is the actor.
 
 mod actor;
-mod aggregate;
 mod core;
 mod state;
 
 pub use self::core::{Effect, Event, Report, Rounds};
-pub use actor::{AggregateJob, Coordinator, CoordinatorPorts, ReplyTo};
-pub use aggregate::{AggregateError, aggregate};
+pub use actor::{Coordinator, CoordinatorPorts, Inspect, ReplyTo};
 pub use state::{BaseModel, Record, State, WorkerRecord};
 
 use std::fmt;

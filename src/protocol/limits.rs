@@ -92,3 +92,6 @@ pub const CHAIN_TRANSFERS_MAX: usize = TASKS_PER_ROUND_MAX as usize + 16;
 
 /// Tokens that one `generate` call produces.
 pub const GENERATE_TOKENS_MAX: u32 = 65_536;
+
+/// A record of a coordinator's run: the largest is the pay of [`TASKS_PER_ROUND_MAX`] workers, 45 bytes each.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;

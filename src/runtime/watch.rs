@@ -16,6 +16,13 @@ pub enum Note {
         /// The loss before the step, nats a token.
         loss: f32,
     },
+    /// A worker could not do or hand in its task.
+    TaskFailed {
+        /// Which worker.
+        worker: PublicKey,
+        /// Why.
+        error: String,
+    },
     /// Something that no part can go on without: the run must end, and this says why.
     Fatal(String),
 }

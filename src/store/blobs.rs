@@ -68,6 +68,12 @@ impl FolderBlobs {
         Ok(Self { folder: folder.to_owned(), parts: AtomicU64::new(0) })
     }
 
+    /// A folder that another process may be writing to: for reading only, nothing is made or cleared away.
+    #[must_use]
+    pub fn read_only(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), parts: AtomicU64::new(0) }
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         let name = digest.to_string();
         self.folder.join(&name[..2]).join(name)

@@ -1,0 +1,74 @@
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use super::{Failure, device, state_dir};
+use crate::coordinator::State;
+use crate::inference::{Sampler, Utf8Pieces, generate};
+use crate::model::{Predictor, checkpoint};
+use crate::protocol::{Seed, limits};
+use crate::store::{Blobs, Database, FolderBlobs, RunStore, StateDir};
+
+/// Let the newest model continue a text
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// What to continue
+    prompt: String,
+    /// How many tokens (bytes) to add at most
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::GENERATE_TOKENS_MAX)))]
+    tokens: u32,
+    /// 0 always takes the likeliest token; 1 draws as the model believes
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f32,
+    /// The same seed, prompt and model give the same text [default: another each time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where the run is [default: as for `hydra up`]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What to compute on
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
+    let device = device(&args.device)?;
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => SysRng.try_next_u64().context("the operating system gives no random numbers; use --seed")?,
+    };
+    let mut sampler =
+        Sampler::new(args.temperature, &Seed::from_number(seed)).map_err(|error| Failure::Usage(error.into()))?;
+
+    let folder = state_dir(args.state_dir.as_deref())?;
+    let path = StateDir::database(&folder);
+    let no_run = || format!("there is no trained model in {}; train one with `hydra up`", folder.display());
+    if !path.exists() {
+        return Err(anyhow::anyhow!(no_run()).into());
+    }
+    let (spec, records) = RunStore::new(Database::open(&path)?).load()?.with_context(no_run)?;
+    let state = State::replay(spec, records);
+    let model = state.lineage().last().with_context(no_run)?;
+    let bytes = FolderBlobs::read_only(&StateDir::blobs(&folder)).get(&model.digest)?;
+    let params = checkpoint::decode(&bytes, &state.spec().model)
+        .with_context(|| format!("the model {} is damaged", model.digest.short()))?;
+    let predictor = Predictor::new(device, &state.spec().model, &params)?;
+
+    let mut out = io::stdout().lock();
+    let mut pieces = Utf8Pieces::default();
+    write!(out, "{}", args.prompt)?;
+    let result = generate(&predictor, args.prompt.as_bytes(), args.tokens, &mut sampler, |byte| {
+        write!(out, "{}", pieces.push(byte))?;
+        out.flush()
+    });
+    match result {
+        // Whoever reads has seen enough, as `head` does.
+        Err(crate::inference::GenerateError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(writeln!(out, "{}", pieces.finish())?),
+    }
+}

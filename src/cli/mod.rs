@@ -1,0 +1,82 @@
+//! The command line: one file a subcommand, and the one place where errors become words for people.
+
+mod data;
+mod generate;
+mod progress;
+mod report;
+mod up;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::model::DeviceChoice;
+
+/// Trains one neural network on many computers, and pays for it.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  hydra up --rounds 20                         train on Hydra's own code and documentation
+  hydra up --rounds 20 --data book.txt notes/  train on your own text
+  hydra generate \"fn main\" --tokens 200        let the newest model write
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(Box<up::UpArgs>),
+    Generate(generate::GenerateArgs),
+}
+
+/// What went wrong, and whose doing it is.
+#[derive(Debug)]
+enum Failure {
+    /// The command line asks for something that cannot be: exit code 2.
+    Usage(anyhow::Error),
+    /// Anything else: exit code 1.
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Runs a command; prints one report when it fails.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    let result = match args.command {
+        Command::Up(args) => up::run(&args),
+        Command::Generate(args) => generate::run(&args),
+    };
+    let (error, code) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (error, 2),
+        Err(Failure::Other(error)) => (error, 1),
+    };
+    eprintln!("error: {error:#}");
+    ExitCode::from(code)
+}
+
+/// The state directory: as given, or Hydra's folder in the platform's data directory.
+fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    let platform = directories::ProjectDirs::from("", "", "hydra");
+    let platform = platform.context("this system has no data directory for you; name one with --state-dir")?;
+    Ok(platform.data_dir().to_owned())
+}
+
+fn device(name: &str) -> Result<DeviceChoice, Failure> {
+    name.parse().map_err(|error: crate::model::DeviceError| Failure::Usage(error.into()))
+}

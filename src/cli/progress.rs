@@ -1,0 +1,98 @@
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::report::{bits, thousands};
+use crate::coordinator::Report;
+use crate::protocol::{Emission, PublicKey, Round, RunSpec};
+use crate::runtime::Note;
+
+/// Shows a run on standard error while it goes on: a line for each base model, and on a terminal a bar for the round.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    steps_per_round: u64,
+    emission: Emission,
+    end: Option<Round>,
+    losses: (f64, u64),
+    closed: u32,
+    failures: u32,
+}
+
+impl Progress {
+    pub fn new(spec: &RunSpec, end: Option<Round>) -> Self {
+        let steps_per_round = u64::from(spec.tasks_per_round) * u64::from(spec.inner_steps);
+        let target = if stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps_per_round), target);
+        if let Ok(style) = ProgressStyle::with_template("  {msg} {wide_bar:.cyan/dim} {pos}/{len} steps") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { bar, steps_per_round, emission: spec.emission, end, losses: (0.0, 0), closed: 0, failures: 0 }
+    }
+
+    /// Says something that is not a note.
+    pub fn say(&self, line: &str) {
+        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+    }
+
+    pub fn header(&self) {
+        self.say("  round        tokens   train loss   val loss   bits/byte   accepted");
+    }
+
+    pub fn see(&mut self, note: &Note) {
+        match note {
+            Note::Step { loss, .. } => {
+                self.losses = (self.losses.0 + f64::from(*loss), self.losses.1 + 1);
+                self.bar.inc(1);
+            }
+            Note::TaskFailed { worker, error } => {
+                self.failures += 1;
+                self.say(&format!("  worker {} could not do its task: {error}", worker.short()));
+            }
+            Note::Coordinator(report) => self.report(report),
+            Note::Fatal(_) => {}
+        }
+    }
+
+    fn report(&mut self, report: &Report) {
+        match report {
+            Report::Rejected { round, worker, reason } => self.rejected(*round, worker, reason),
+            Report::RoundClosed { accepted, round, .. } => {
+                self.closed = *accepted;
+                self.failures = 0;
+                self.bar.set_position(0);
+                self.bar.set_length(self.steps_per_round);
+                let of = self.end.map_or(String::new(), |end| format!(" of {}", end.0));
+                self.bar.set_message(format!("round {}{of}", round.next().0 + 1));
+            }
+            Report::Evaluated { round, loss, tokens } => {
+                let train = match std::mem::take(&mut self.losses) {
+                    (_, 0) => "–".to_owned(),
+                    (sum, steps) => format!("{:.4}", sum / steps as f64),
+                };
+                let accepted = if round.0 == 0 { String::new() } else { self.closed.to_string() };
+                self.say(&format!(
+                    "  {:>5}  {:>12}   {train:>10}   {loss:>8.4}   {:>9.3}   {accepted:>8}",
+                    round.0,
+                    thousands(*tokens),
+                    bits(*loss),
+                ));
+            }
+            Report::Finished => {}
+        }
+    }
+
+    fn rejected(&self, round: Round, worker: &PublicKey, reason: &crate::protocol::Reason) {
+        self.say(&format!("  round {round}: the work of {} was rejected: {reason}", worker.short()));
+    }
+
+    /// Whether tasks fail again and again without any being accepted between.
+    pub fn is_hopeless(&self) -> bool {
+        self.failures >= 3
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

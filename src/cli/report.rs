@@ -1,0 +1,168 @@
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+
+use crate::coordinator::State;
+use crate::ledger::{Account, Book};
+use crate::protocol::{Amount, Balance, Digest, PublicKey, RunId};
+use crate::store::StateDir;
+
+/// What a run has come to: the JSON object of `--json`, and the table for people.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    pub run: RunId,
+    pub rounds: u32,
+    pub tokens: u64,
+    /// Nats a token, before the first round and after the last.
+    pub val_loss_first: Option<f64>,
+    pub val_loss_last: Option<f64>,
+    pub parameters: u64,
+    /// Of this invocation.
+    pub seconds: f64,
+    pub tokens_per_second: f64,
+    pub supply: Balance,
+    pub emitted: Balance,
+    pub burned: Balance,
+    pub debits: Balance,
+    pub credits: Balance,
+    pub debits_equal_credits: bool,
+    pub transfers: u64,
+    pub ledger_head: Digest,
+    pub accounts: BTreeMap<String, Balance>,
+    pub model_digest: Digest,
+    pub workers: Vec<WorkerSummary>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct WorkerSummary {
+    pub id: PublicKey,
+    pub accepted: u64,
+    pub rejected: u64,
+    pub tokens: u64,
+    pub pay: Amount,
+}
+
+impl Summary {
+    /// Of a run in this state with this ledger, which trained for `time` now, from `tokens_before` on.
+    pub fn new(state: &State, book: &Book, journal: (u64, Digest), time: Duration, tokens_before: u64) -> Option<Self> {
+        let (first, last) = (state.lineage().first()?, state.lineage().last()?);
+        let totals = book.totals();
+        let seconds = time.as_secs_f64();
+        let worker = |(id, record): (&PublicKey, &crate::coordinator::WorkerRecord)| WorkerSummary {
+            id: *id,
+            accepted: record.accepted,
+            rejected: record.rejected,
+            tokens: record.tokens,
+            pay: record.pay,
+        };
+        Some(Self {
+            run: state.spec().id(),
+            rounds: state.round().0,
+            tokens: state.tokens(),
+            val_loss_first: first.loss,
+            val_loss_last: last.loss,
+            parameters: state.spec().model.parameters(),
+            seconds,
+            tokens_per_second: (state.tokens() - tokens_before) as f64 / seconds.max(1e-3),
+            supply: totals.supply,
+            emitted: totals.emitted,
+            burned: totals.burned,
+            debits: totals.debits,
+            credits: totals.credits,
+            debits_equal_credits: totals.debits == totals.credits,
+            transfers: journal.0,
+            ledger_head: journal.1,
+            accounts: book.balances().map(|(account, balance)| (account.to_string(), balance)).collect(),
+            model_digest: last.digest,
+            workers: state.workers().iter().map(worker).collect(),
+        })
+    }
+
+    /// For people. `balance` tells what a wallet holds.
+    pub fn to_text(&self, folder: &Path, model_file: &Path, book: &Book) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "  {name:<12}{value}");
+        };
+        let loss = |nats: f64| format!("{nats:.4} nats ({:.3} bits/byte)", bits(nats));
+        line("rounds", self.rounds.to_string());
+        line(
+            "tokens",
+            format!(
+                "{} accepted; {} a second for {:.1} s",
+                thousands(self.tokens),
+                thousands(self.tokens_per_second as u64),
+                self.seconds
+            ),
+        );
+        if let (Some(first), Some(last)) = (self.val_loss_first, self.val_loss_last) {
+            line("validation", format!("{} → {}", loss(first), loss(last)));
+        }
+        let equal = if self.debits_equal_credits { "=" } else { "≠" };
+        line("supply", format!("{} = {} emitted − {} burned", self.supply, self.emitted, self.burned));
+        line(
+            "ledger",
+            format!(
+                "debits {} {equal} credits {}; {} transfers, head {}",
+                self.debits,
+                self.credits,
+                self.transfers,
+                self.ledger_head.short()
+            ),
+        );
+        line("model", model_file.display().to_string());
+        line("database", StateDir::database(folder).display().to_string());
+
+        let mut table = Table::new();
+        table.load_preset(UTF8_FULL_CONDENSED);
+        table.set_header(["worker", "accepted", "rejected", "tokens", "pay", "wallet"]);
+        for worker in &self.workers {
+            table.add_row([
+                worker.id.short(),
+                worker.accepted.to_string(),
+                worker.rejected.to_string(),
+                thousands(worker.tokens),
+                worker.pay.to_string(),
+                book.balance(Account::Wallet(worker.id)).to_string(),
+            ]);
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("{text}{table}\n")
+    }
+}
+
+/// Bits a byte of a loss in nats a token. (A token is a byte, but for the ends of documents.)
+pub(super) fn bits(nats: f64) -> f64 {
+    nats / std::f64::consts::LN_2
+}
+
+/// `1234567` as `1 234 567`.
+pub(super) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1 000", "1 234 567"]);
+    }
+}

@@ -1,0 +1,165 @@
+//! What nodes compute off their actors' threads: blobs in, blobs out.
+//!
+//! Joins the pure parts (training, verification) to an [`Engine`] and a blob store. Knows nothing of actors.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::model::checkpoint::{self, CheckpointError};
+use crate::protocol::{Digest, ModelSpec, RunSpec, Task, Verdict};
+use crate::store::{BlobError, Blobs};
+use crate::training::{
+    CodecError, Corpus, CorpusError, Engine, EngineError, Layout, Manifest, Mean, Params, TaskError, Trained, do_task,
+    validation_batches,
+};
+use crate::verifier::{Job, checks};
+
+/// A blob store and an engine, with what was last used of the store kept at hand.
+pub struct Compute {
+    engine: Arc<dyn Engine>,
+    blobs: Arc<dyn Blobs>,
+    corpus: Mutex<Option<(Digest, Arc<Corpus>)>>,
+    model: Mutex<Option<(Digest, Arc<Params>)>>,
+}
+
+/// What could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A blob is missing or cannot be kept.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A model is damaged.
+    #[error("the model {digest} is damaged: {source}")]
+    Checkpoint {
+        /// Which.
+        digest: Digest,
+        /// How.
+        source: CheckpointError,
+    },
+    /// The dataset is damaged.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A task failed.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// An accepted payload does not decode.
+    #[error("an accepted payload is damaged: {0}")]
+    Codec(#[from] CodecError),
+}
+
+/// What aggregation is to be made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AggregateJob {
+    /// The base model of the round.
+    pub base: Digest,
+    /// The outer momentum so far.
+    pub momentum: Option<Digest>,
+    /// Accepted payloads and their tokens, in task order.
+    pub updates: Vec<(Digest, u64)>,
+}
+
+impl Compute {
+    /// Computes with `engine` on blobs of `blobs`.
+    #[must_use]
+    pub fn new(engine: Arc<dyn Engine>, blobs: Arc<dyn Blobs>) -> Self {
+        Self { engine, blobs, corpus: Mutex::new(None), model: Mutex::new(None) }
+    }
+
+    /// The blob store.
+    #[must_use]
+    pub fn blobs(&self) -> &dyn Blobs {
+        &*self.blobs
+    }
+
+    /// Does a task. `on_step` sees each loss and says whether to go on.
+    pub fn train(&self, task: &Task, on_step: impl FnMut(f32) -> bool) -> Result<Trained, ComputeError> {
+        let base = self.model(&task.base, &task.model)?;
+        let corpus = self.corpus(&task.dataset)?;
+        corpus.check(task.model.context)?;
+        Ok(do_task(&*self.engine, task, &base, &corpus, on_step)?)
+    }
+
+    /// Makes the next base model of accepted payloads: the digests of the model and of the outer momentum.
+    pub fn aggregate(&self, spec: &RunSpec, job: &AggregateJob) -> Result<(Digest, Option<Digest>), ComputeError> {
+        let layout = Layout::of(&spec.model);
+        let total = job.updates.iter().map(|(_, tokens)| tokens).sum();
+        let mut mean = Mean::new(Arc::clone(&layout), total);
+        for (payload, tokens) in &job.updates {
+            mean.add(spec.codec, &self.blobs.get(payload)?, *tokens)?;
+        }
+        let mean = mean.finish();
+        let mut next = Params::clone(&*self.model(&job.base, &spec.model)?);
+        let mut momentum = match (spec.outer.momentum > 0.0, job.momentum) {
+            (false, _) => None,
+            (true, None) => Some(Params::zeros(layout)),
+            (true, Some(digest)) => Some(self.load(&digest, &spec.model)?),
+        };
+        spec.outer.step(&mut next, momentum.as_mut(), &mean);
+        drop(mean);
+        let momentum = momentum.map(|momentum| self.save(&momentum)).transpose()?;
+        let digest = self.save(&next)?;
+        *lock(&self.model) = Some((digest, Arc::new(next)));
+        Ok((digest, momentum))
+    }
+
+    /// The validation loss of a base model, nats a token.
+    pub fn evaluate(&self, spec: &RunSpec, model: &Digest) -> Result<f64, ComputeError> {
+        let params = self.model(model, &spec.model)?;
+        let corpus = self.corpus(&spec.dataset)?;
+        let loss = self.engine.loss(&spec.model, &params, &mut validation_batches(&corpus, spec))?;
+        Ok(loss)
+    }
+
+    /// Does a verifier's job.
+    #[must_use]
+    pub fn check(&self, job: &Job) -> Vec<Verdict> {
+        checks::check(job, |digest| self.blobs.get(digest).ok())
+    }
+
+    /// Keeps a model: its digest.
+    pub fn save(&self, params: &Params) -> Result<Digest, ComputeError> {
+        let bytes = checkpoint::encode(params)
+            .map_err(|source| ComputeError::Checkpoint { digest: Digest::of(&[]), source })?;
+        Ok(self.blobs.put(&bytes)?)
+    }
+
+    /// The model with this digest.
+    pub fn load(&self, digest: &Digest, model: &ModelSpec) -> Result<Params, ComputeError> {
+        let bytes = self.blobs.get(digest)?;
+        checkpoint::decode(&bytes, model).map_err(|source| ComputeError::Checkpoint { digest: *digest, source })
+    }
+
+    fn model(&self, digest: &Digest, model: &ModelSpec) -> Result<Arc<Params>, ComputeError> {
+        remember(&self.model, digest, || self.load(digest, model))
+    }
+
+    fn corpus(&self, digest: &Digest) -> Result<Arc<Corpus>, ComputeError> {
+        remember(&self.corpus, digest, || {
+            let manifest = Manifest::decode(&self.blobs.get(digest)?)?;
+            Corpus::load(&manifest, |shard| Ok::<_, ComputeError>(self.blobs.get(shard)?))
+        })
+    }
+}
+
+/// What is kept under `digest`, or else what `make` makes, kept from now on. One thread makes it while others wait.
+fn remember<T>(
+    kept: &Mutex<Option<(Digest, Arc<T>)>>,
+    digest: &Digest,
+    make: impl FnOnce() -> Result<T, ComputeError>,
+) -> Result<Arc<T>, ComputeError> {
+    let mut kept = lock(kept);
+    match &*kept {
+        Some((known, value)) if known == digest => Ok(Arc::clone(value)),
+        _ => {
+            let value = Arc::new(make()?);
+            *kept = Some((*digest, Arc::clone(&value)));
+            Ok(value)
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,160 @@
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
+
+use super::core::{Effect, Event, Rounds};
+use super::state::State;
+use super::RecordStore;
+use crate::compute::{AggregateJob, Compute, ComputeError};
+use crate::protocol::{Digest, Round, RunSpec, Signed, WorkerReply, limits};
+use crate::runtime::{self, Clock, Delivery, Executor, Note, Watch, Work, WorkKind};
+use crate::{ledger, verifier};
+
+/// Takes a reply back to the worker that asked.
+pub type ReplyTo = Box<dyn FnOnce(WorkerReply) + Send>;
+
+impl Message for Event<ReplyTo> {
+    type Result = ();
+}
+
+/// Hands out tasks and closes rounds: the actor around [`Rounds`].
+pub struct Coordinator {
+    core: Rounds<ReplyTo>,
+    ports: CoordinatorPorts,
+}
+
+/// Everything a coordinator reaches beyond itself.
+pub struct CoordinatorPorts {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Where records are kept.
+    pub store: Box<dyn RecordStore>,
+    /// Aggregation and measurement.
+    pub compute: Arc<Compute>,
+    /// Threads to do them on.
+    pub executor: Rc<dyn Executor>,
+    /// Judges submissions.
+    pub verifier: Recipient<verifier::Event>,
+    /// Pays for rounds.
+    pub ledger: Recipient<ledger::Ask>,
+    /// Hears what happens.
+    pub watch: Watch,
+}
+
+impl Coordinator {
+    /// A coordinator that begins, or goes on, when it is started.
+    #[must_use]
+    pub fn new(core: Rounds<ReplyTo>, ports: CoordinatorPorts) -> Self {
+        Self { core, ports }
+    }
+
+    fn take(&mut self, event: Event<ReplyTo>, ctx: &mut Context<Self>) {
+        for effect in self.core.step(self.ports.clock.now(), event) {
+            match effect {
+                Effect::Persist(records) => {
+                    if let Err(error) = self.ports.store.append(&records) {
+                        // Nobody may hear of what is not on disk; what is on disk is enough to go on from.
+                        self.ports.watch.fatal(&error);
+                        return actix::ActorContext::stop(ctx);
+                    }
+                }
+                Effect::Reply { reply, body } => reply(body),
+                Effect::Judge(job) => runtime::send(ctx, &self.ports.verifier, verifier::Event::Judge(job)),
+                Effect::Pay { round, verdicts } => self.pay(round, verdicts, ctx),
+                Effect::Aggregate { round, base, momentum, updates } => {
+                    let job = AggregateJob { base, momentum, updates };
+                    self.compute(ctx, move |compute, spec| {
+                        let (model, momentum) = compute.aggregate(spec, &job)?;
+                        Ok(Event::Aggregated { round, model, momentum })
+                    });
+                }
+                Effect::Evaluate { round, model } => self.compute(ctx, move |compute, spec| {
+                    Ok(Event::Evaluated { round, loss: compute.evaluate(spec, &model)? })
+                }),
+                Effect::Forget(blobs) => self.forget(&blobs),
+                Effect::WakeAt(at) => {
+                    ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
+                }
+                Effect::Report(report) => self.ports.watch.note(Note::Coordinator(report)),
+            }
+        }
+    }
+
+    fn pay(&self, round: Round, verdicts: Vec<Signed>, ctx: &mut Context<Self>) {
+        let request = ledger::Request::PayRound { run: self.core.state().spec().id(), round, verdicts };
+        let reply = ctx.address().recipient();
+        runtime::send(ctx, &self.ports.ledger, ledger::Ask { request, reply });
+    }
+
+    /// Runs `job` on another thread and takes the event that it gives. A failure here cannot be worked around.
+    fn compute(
+        &self,
+        ctx: &Context<Self>,
+        job: impl FnOnce(&Compute, &RunSpec) -> Result<Event<ReplyTo>, ComputeError> + Send + 'static,
+    ) {
+        let (compute, spec) = (Arc::clone(&self.ports.compute), self.core.state().spec().clone());
+        let (to, watch) = (ctx.address(), self.ports.watch.clone());
+        let job = Box::new(move || match job(&compute, &spec) {
+            // One result for each job, and few jobs at a time: they need no bound.
+            Ok(event) => Box::new(move || to.do_send(event)) as Delivery,
+            Err(error) => Box::new(move || watch.fatal(&error)) as Delivery,
+        });
+        self.ports.executor.run(Work { kind: WorkKind::Service, job });
+    }
+
+    fn forget(&self, blobs: &[Digest]) {
+        for digest in blobs {
+            if let Err(error) = self.ports.compute.blobs().remove(digest) {
+                self.ports.watch.fatal(&error);
+            }
+        }
+    }
+}
+
+impl Actor for Coordinator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(limits::MAILBOX);
+        self.take(Event::Started, ctx);
+    }
+}
+
+impl Handler<Event<ReplyTo>> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, event: Event<ReplyTo>, ctx: &mut Self::Context) {
+        self.take(event, ctx);
+    }
+}
+
+impl Handler<ledger::Answer> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, answer: ledger::Answer, ctx: &mut Self::Context) {
+        match answer.0 {
+            Ok(ledger::Reply::RoundPaid { round, pays, .. }) => {
+                let pays = pays.into_iter().map(|pay| (pay.worker, pay.amount)).collect();
+                self.take(Event::RoundPaid { round, pays }, ctx);
+            }
+            Ok(_) => {}
+            Err(error) => self.ports.watch.fatal(&error),
+        }
+    }
+}
+
+/// Asks for a copy of what the coordinator knows, for reports.
+pub struct Inspect;
+
+impl Message for Inspect {
+    type Result = Box<State>;
+}
+
+impl Handler<Inspect> for Coordinator {
+    type Result = actix::MessageResult<Inspect>;
+
+    fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult(Box::new(self.core.state().clone()))
+    }
+}

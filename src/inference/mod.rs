@@ -1,0 +1,41 @@
+//! Text from a trained model.
+
+mod sampling;
+
+pub use sampling::{Sampler, SamplingError, Utf8Pieces};
+
+use crate::model::Predictor;
+use crate::protocol::VOCABULARY_END;
+use crate::training::EngineError;
+
+/// Continues `prompt` by up to `tokens` tokens, handing each byte to `emit` as soon as it is chosen. Stops early when
+/// the model ends the document.
+pub fn generate(
+    predictor: &Predictor,
+    prompt: &[u8],
+    tokens: u32,
+    sampler: &mut Sampler,
+    mut emit: impl FnMut(u8) -> std::io::Result<()>,
+) -> Result<(), GenerateError> {
+    // An empty prompt begins a document: that is what follows the end of another.
+    let mut text: Vec<u16> = vec![u16::try_from(VOCABULARY_END).unwrap_or(0)];
+    text.extend(prompt.iter().map(|&byte| u16::from(byte)));
+    for _ in 0..tokens {
+        let token = sampler.choose(&predictor.logits(&text)?);
+        let Ok(byte) = u8::try_from(token) else { break };
+        text.push(token);
+        emit(byte)?;
+    }
+    Ok(())
+}
+
+/// Why generation ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The device failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Whoever wanted the text went away.
+    #[error("cannot write the text: {0}")]
+    Output(#[from] std::io::Error),
+}

@@ -1,0 +1,107 @@
+//! The in-process world: all four actors in one actix system, wired to each other directly.
+//!
+//! `hydra up`, the tests and the simulator all run this; they differ in the clock, the executor and the stores that
+//! they hand it, and in what stands between a worker and the coordinator.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::{Actor, Addr, AsyncContext, Recipient};
+
+use crate::compute::Compute;
+use crate::coordinator::{self, Coordinator, CoordinatorPorts, RecordStore, ReplyTo, Rounds, State};
+use crate::ledger::{JournalStore, Ledger, LedgerActor, LedgerConfig, StoreError};
+use crate::protocol::{Keypair, Round, Seed};
+use crate::runtime::{Clock, Executor, Watch};
+use crate::verifier::{Audit, Verifier, VerifierPorts};
+use crate::worker::{Labour, Worker, WorkerPorts};
+
+/// What an in-process world is made of.
+pub struct Swarm {
+    /// The run as it stands.
+    pub state: State,
+    /// The first round that is not to be trained, if any.
+    pub end: Option<Round>,
+    /// The verifier's key.
+    pub verifier: Keypair,
+    /// Where the coordinator's records go.
+    pub records: Box<dyn RecordStore>,
+    /// Where the ledger's journal is.
+    pub journal: Box<dyn JournalStore>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Engine and blobs of coordinator and verifier.
+    pub compute: Arc<Compute>,
+    /// Threads of coordinator and verifier.
+    pub executor: Rc<dyn Executor>,
+    /// Hears what happens.
+    pub watch: Watch,
+}
+
+/// One worker of an in-process world.
+pub struct Member {
+    /// Who it is.
+    pub key: Keypair,
+    /// Its engine and blobs.
+    pub compute: Arc<Compute>,
+    /// Its threads.
+    pub executor: Rc<dyn Executor>,
+}
+
+/// An in-process world at work.
+pub struct Running {
+    /// The coordinator.
+    pub coordinator: Addr<Coordinator>,
+    /// The workers, in the order given.
+    pub workers: Vec<Addr<Worker>>,
+}
+
+impl Swarm {
+    /// Starts everything. `connect` gives what a worker (by its place in `members`) takes for the coordinator: the
+    /// coordinator itself, or something that stands for a network.
+    ///
+    /// Must be called inside a running actix system.
+    pub fn start(
+        mut self,
+        members: Vec<Member>,
+        connect: impl Fn(usize, Recipient<coordinator::Event<ReplyTo>>) -> Recipient<coordinator::Event<ReplyTo>>,
+    ) -> Result<Running, StoreError> {
+        let trusted = BTreeSet::from([self.verifier.public()]);
+        let config = LedgerConfig { emission: self.state.spec().emission, verifiers: trusted.clone() };
+        let ledger = LedgerActor::new(Ledger::open(config, &mut *self.journal)?, self.journal).start();
+        let seed = self.state.spec().seed;
+        let (clock, watch) = (Arc::clone(&self.clock), self.watch.clone());
+        let coordinator = Coordinator::create(|ctx| {
+            let ports = VerifierPorts {
+                compute: Arc::clone(&self.compute),
+                executor: Rc::clone(&self.executor),
+                coordinator: ctx.address().recipient(),
+            };
+            let verifier = Verifier::new(Audit::new(self.verifier), ports).start();
+            let ports = CoordinatorPorts {
+                clock: self.clock,
+                store: self.records,
+                compute: self.compute,
+                executor: self.executor,
+                verifier: verifier.recipient(),
+                ledger: ledger.recipient(),
+                watch: self.watch,
+            };
+            Coordinator::new(Rounds::new(self.state, trusted, self.end), ports)
+        });
+        let start = |(index, member): (usize, Member)| {
+            let jitter: Seed = seed.derive("worker", index as u64);
+            let ports = WorkerPorts {
+                clock: Arc::clone(&clock),
+                compute: member.compute,
+                executor: member.executor,
+                coordinator: connect(index, coordinator.clone().recipient()),
+                watch: watch.clone(),
+            };
+            Worker::new(Labour::new(&jitter), member.key, ports).start()
+        };
+        let workers = members.into_iter().enumerate().map(start).collect();
+        Ok(Running { coordinator, workers })
+    }
+}
