@@ -1,3 +1,4 @@
 //! Hydra trains one neural network on many people's computers.
+pub mod ledger;
 pub mod protocol;
 pub mod training;
