@@ -18,12 +18,10 @@ pub(super) struct Data {
 
 #[derive(Embed)]
 #[folder = "src/"]
-#[include = "*.rs"]
 struct Code;
 
 #[derive(Embed)]
 #[folder = "docs/"]
-#[include = "*.md"]
 struct Book;
 
 /// Reads files and folders, or Hydra's own code and documentation where none are named.
@@ -35,8 +33,8 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Data> {
     if paths.is_empty() {
         data.source = "Hydra's own code and documentation".to_owned();
         data.push(include_bytes!("../../README.md"))?;
-        let embedded = Book::iter().filter_map(|name| Book::get(&name));
-        for file in embedded.chain(Code::iter().filter_map(|name| Code::get(&name))) {
+        let book = Book::iter().filter(|name| name.ends_with(".md")).filter_map(|name| Book::get(&name));
+        for file in book.chain(Code::iter().filter_map(|name| Code::get(&name))) {
             data.push(&file.data)?;
         }
         return Ok(data);

@@ -5,14 +5,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::{bits, thousands};
 use crate::coordinator::Report;
-use crate::protocol::{Emission, PublicKey, Round, RunSpec};
+use crate::protocol::{PublicKey, Round, RunSpec};
 use crate::runtime::Note;
 
 /// Shows a run on standard error while it goes on: a line for each base model, and on a terminal a bar for the round.
 pub(super) struct Progress {
     bar: ProgressBar,
     steps_per_round: u64,
-    emission: Emission,
     end: Option<Round>,
     losses: (f64, u64),
     closed: u32,
@@ -28,7 +27,7 @@ impl Progress {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, steps_per_round, emission: spec.emission, end, losses: (0.0, 0), closed: 0, failures: 0 }
+        Self { bar, steps_per_round, end, losses: (0.0, 0), closed: 0, failures: 0 }
     }
 
     /// Says something that is not a note.

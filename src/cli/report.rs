@@ -120,7 +120,7 @@ impl Summary {
         line("database", StateDir::database(folder).display().to_string());
 
         let mut table = Table::new();
-        table.load_preset(UTF8_FULL_CONDENSED);
+        table.load_style(UTF8_FULL_CONDENSED);
         table.set_header(["worker", "accepted", "rejected", "tokens", "pay", "wallet"]);
         for worker in &self.workers {
             table.add_row([

@@ -145,8 +145,11 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     // Found now, a damaged model costs nobody any work.
     let newest = state.lineage().last().context("the run has no first model; begin anew with --fresh")?.digest;
     compute.load(&newest, &state.spec().model).with_context(|| {
-        format!("cannot go on from the newest model ({}). Restore the state directory from a copy, or begin anew with \
-                 --fresh (which keeps the old run aside)", blobs.file(&newest).display())
+        format!(
+            "cannot go on from the newest model ({}). Restore the state directory from a copy, or begin anew with \
+                 --fresh (which keeps the old run aside)",
+            blobs.file(&newest).display()
+        )
     })?;
 
     let members = args.workers.unwrap_or_else(|| default_workers().min(state.spec().tasks_per_round));
@@ -201,12 +204,32 @@ impl UpArgs {
         };
         let differing = [
             ("--preset", model_differs, describe_model(there)),
-            ("--context", self.context.is_some_and(|context| context != there.model.context), there.model.context.to_string()),
+            (
+                "--context",
+                self.context.is_some_and(|context| context != there.model.context),
+                there.model.context.to_string(),
+            ),
             ("--batch", self.batch.is_some_and(|batch| batch != there.batch), there.batch.to_string()),
-            ("--inner-steps", self.inner_steps.is_some_and(|steps| steps != there.inner_steps), there.inner_steps.to_string()),
-            ("--lr", self.lr.is_some_and(|rate| rate.to_bits() != there.schedule.peak.to_bits()), there.schedule.peak.to_string()),
-            ("--optimizer", self.optimizer.is_some() && wanted.optimizer != there.optimizer, describe_optimizer(there).to_owned()),
-            ("--codec", self.codec.is_some() && wanted.codec != there.codec, format!("{:?}", there.codec).to_lowercase()),
+            (
+                "--inner-steps",
+                self.inner_steps.is_some_and(|steps| steps != there.inner_steps),
+                there.inner_steps.to_string(),
+            ),
+            (
+                "--lr",
+                self.lr.is_some_and(|rate| rate.to_bits() != there.schedule.peak.to_bits()),
+                there.schedule.peak.to_string(),
+            ),
+            (
+                "--optimizer",
+                self.optimizer.is_some() && wanted.optimizer != there.optimizer,
+                describe_optimizer(there).to_owned(),
+            ),
+            (
+                "--codec",
+                self.codec.is_some() && wanted.codec != there.codec,
+                format!("{:?}", there.codec).to_lowercase(),
+            ),
             ("--seed", self.seed.is_some() && wanted.seed != there.seed, "another seed".to_owned()),
         ];
         match differing.into_iter().find(|(_, differs, _)| *differs) {
@@ -429,7 +452,10 @@ fn describe(spec: &RunSpec, folder: &StateDir, done: Round, workers: u32, end: O
 fn report(args: &UpArgs, folder: &StateDir, blobs: &FolderBlobs, outcome: Outcome) -> Result<(), Failure> {
     let Outcome { state, tokens_before, began } = outcome;
     let time = now().duration_since(began);
-    let mut journal = LedgerStore::new(Database::open(StateDir::database(folder.path()))?);
+    let database = StateDir::database(folder.path());
+    // What was asked for is done, or was stopped on purpose: the next `up --rounds` begins anew from here.
+    RunStore::new(Database::open(&database)?).set_goal(None)?;
+    let mut journal = LedgerStore::new(Database::open(&database)?);
     let verifiers = std::iter::once(folder.key("verifier")?.public()).collect();
     let ledger = Ledger::open(LedgerConfig { emission: state.spec().emission, verifiers }, &mut journal)?;
     let head = (ledger.journal().length(), ledger.journal().head());

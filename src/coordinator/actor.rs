@@ -3,9 +3,9 @@ use std::sync::Arc;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
 
+use super::RecordStore;
 use super::core::{Effect, Event, Rounds};
 use super::state::State;
-use super::RecordStore;
 use crate::compute::{AggregateJob, Compute, ComputeError};
 use crate::protocol::{Digest, Round, RunSpec, Signed, WorkerReply, limits};
 use crate::runtime::{self, Clock, Delivery, Executor, Note, Watch, Work, WorkKind};
@@ -133,13 +133,13 @@ impl Handler<ledger::Answer> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, answer: ledger::Answer, ctx: &mut Self::Context) {
-        match answer.0 {
-            Ok(ledger::Reply::RoundPaid { round, pays, .. }) => {
-                let pays = pays.into_iter().map(|pay| (pay.worker, pay.amount)).collect();
+        match answer {
+            ledger::Answer::RoundPaid { round, pays, .. } => {
+                let pays = pays.into_iter().map(|(worker, _, amount)| (worker, amount)).collect();
                 self.take(Event::RoundPaid { round, pays }, ctx);
             }
-            Ok(_) => {}
-            Err(error) => self.ports.watch.fatal(&error),
+            ledger::Answer::Refused { error, .. } => self.ports.watch.fatal(&error),
+            ledger::Answer::Totals { .. } | ledger::Answer::Balances(_) => {}
         }
     }
 }

@@ -327,7 +327,11 @@ impl State {
     }
 
     fn accepted_tokens(&self) -> u64 {
-        self.slots.iter().filter(|slot| matches!(slot.stage, Stage::Accepted { .. })).map(|slot| slot.task.tokens()).sum()
+        self.slots
+            .iter()
+            .filter(|slot| matches!(slot.stage, Stage::Accepted { .. }))
+            .map(|slot| slot.task.tokens())
+            .sum()
     }
 
     /// The specification of the run.

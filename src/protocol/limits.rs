@@ -1,5 +1,7 @@
 //! Every bound that Hydra puts on what it is handed or keeps, with the reason for its value.
 
+use std::time::Duration;
+
 /// Rounds in a run: round numbers are 32 bits in transfer ids, and one above the last must still be a number.
 pub const ROUNDS_MAX: u32 = u32::MAX - 1;
 
@@ -89,6 +91,14 @@ pub const MODELS_KEPT: u32 = 3;
 
 /// Transfers in one linked chain: a round's pay is one chain.
 pub const CHAIN_TRANSFERS_MAX: usize = TASKS_PER_ROUND_MAX as usize + 16;
+
+/// The canonical encoding of a transfer: the largest kind has two keys and four digests (192 bytes) and some numbers;
+/// twice that leaves room for kinds to come.
+pub const TRANSFER_BYTES_MAX: usize = 512;
+
+/// How long one connection to the database waits for another's transaction: a batch is written in milliseconds, so
+/// after five seconds something is stuck.
+pub const DATABASE_WAIT: Duration = Duration::from_secs(5);
 
 /// Tokens that one `generate` call produces.
 pub const GENERATE_TOKENS_MAX: u32 = 65_536;

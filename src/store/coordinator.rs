@@ -53,7 +53,9 @@ pub enum RunStoreError {
     #[error("the database failed: {0}")]
     Sqlite(#[from] rusqlite::Error),
     /// A row does not decode.
-    #[error("record {sequence} of the run is damaged: {problem}. Restore the database from a copy, or begin anew with --fresh (which keeps the old one aside)")]
+    #[error(
+        "record {sequence} of the run is damaged: {problem}. Restore the database from a copy, or begin anew with --fresh (which keeps the old one aside)"
+    )]
     Damaged {
         /// Its sequence number; 0 for the specification.
         sequence: i64,
@@ -61,7 +63,9 @@ pub enum RunStoreError {
         problem: WireError,
     },
     /// A sequence number is missing.
-    #[error("record {0} of the run is missing. Restore the database from a copy, or begin anew with --fresh (which keeps the old one aside)")]
+    #[error(
+        "record {0} of the run is missing. Restore the database from a copy, or begin anew with --fresh (which keeps the old one aside)"
+    )]
     Gap(i64),
 }
 

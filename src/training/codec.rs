@@ -350,10 +350,9 @@ mod tests {
                     .unwrap();
             }
             // All numbers together: one that rounding favours shows a thousand times.
-            let (sum, bias) =
-                original.values().iter().zip(&mean).fold((0.0, 0.0), |(sum, bias), (&was, is)| {
-                    (sum + f64::from(was.abs()), bias + (is - f64::from(was)) * f64::from(was.signum()))
-                });
+            let (sum, bias) = original.values().iter().zip(&mean).fold((0.0, 0.0), |(sum, bias), (&was, is)| {
+                (sum + f64::from(was.abs()), bias + (is - f64::from(was)) * f64::from(was.signum()))
+            });
             assert!((bias / sum).abs() < 2e-3, "{codec:?} is biased by {}", bias / sum);
         }
     }

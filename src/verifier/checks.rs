@@ -87,12 +87,12 @@ fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Re
     }
     let payload = payload.ok_or(Reason::PayloadMissing)?;
     let mut squares = 0.0f64;
-    task.codec
-        .decode_each(&Layout::of(&task.model), payload, |_, value| squares += f64::from(value).powi(2))
-        .map_err(|error| match error {
+    task.codec.decode_each(&Layout::of(&task.model), payload, |_, value| squares += f64::from(value).powi(2)).map_err(
+        |error| match error {
             CodecError::NotFinite => Reason::NotFinite,
             other => Reason::PayloadMalformed(other.to_string()),
-        })?;
+        },
+    )?;
     let norm = squares.sqrt() as f32;
     if norm.is_finite() { Ok(norm) } else { Err(Reason::NotFinite) }
 }
@@ -163,7 +163,8 @@ fn reference_norm(job: &StatisticsJob) -> Option<f32> {
     }
     norms.sort_by(f32::total_cmp);
     let middle = norms.len() / 2;
-    let median = if norms.len().is_multiple_of(2) { f32::midpoint(norms[middle - 1], norms[middle]) } else { norms[middle] };
+    let median =
+        if norms.len().is_multiple_of(2) { f32::midpoint(norms[middle - 1], norms[middle]) } else { norms[middle] };
     (median > 0.0).then_some(median)
 }
 

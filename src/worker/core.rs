@@ -112,7 +112,11 @@ impl Labour {
         match (event, std::mem::replace(&mut self.stage, Stage::Finished)) {
             (_, Stage::Finished) => vec![],
             (Event::Stop, stage) => {
-                if matches!(stage, Stage::Training(_)) { vec![Effect::Cancel] } else { vec![] }
+                if matches!(stage, Stage::Training(_)) {
+                    vec![Effect::Cancel]
+                } else {
+                    vec![]
+                }
             }
             (Event::Started, _) => self.enter(now, Stage::Asking),
             (Event::Wake, stage) => self.wake(now, stage),
@@ -150,7 +154,11 @@ impl Labour {
                 vec![Effect::Train(Box::new(lease.task))]
             }
             (WorkerReply::Wait { until }, Stage::Asking) => {
-                if until <= now { self.enter(now, Stage::Asking) } else { self.rest(now, until.since(now)) }
+                if until <= now {
+                    self.enter(now, Stage::Asking)
+                } else {
+                    self.rest(now, until.since(now))
+                }
             }
             (WorkerReply::Refused { .. }, Stage::Asking) => self.rest(now, WORK_WITHIN),
             (WorkerReply::Committed(task), Stage::Committing { submission, payload })
@@ -228,9 +236,7 @@ impl Labour {
                 self.retry = None;
                 return vec![Effect::Upload(payload.clone())];
             }
-            Stage::Submitting(submission) => {
-                (Effect::Send(WorkerRequest::Submit(submission.clone())), ANSWER_WITHIN)
-            }
+            Stage::Submitting(submission) => (Effect::Send(WorkerRequest::Submit(submission.clone())), ANSWER_WITHIN),
             Stage::Resting | Stage::Training(_) | Stage::Finished => return vec![],
         };
         self.retry = Some((now, tries));
