@@ -50,6 +50,15 @@ impl<'values> Matrix<'values> {
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
+    /// Its rows in a range.
+    ///
+    /// # Panics
+    /// When the range is empty or not all of it are rows.
+    pub fn rows(self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start < range.end && range.end <= self.rows, "the range is of rows of the matrix");
+        Self { values: &self.values[range.start * self.row_stride..], rows: range.len(), ..self }
+    }
+
     /// Its transpose, without moving a number.
     pub fn t(self) -> Self {
         Self {
@@ -77,6 +86,30 @@ impl<'values> MatrixMut<'values> {
         assert!(fits(values.len(), [rows, columns], [row_stride, 1]), "a matrix lies inside its slice");
         assert!(columns <= row_stride, "rows do not overlap");
         Self { values, rows, columns, row_stride }
+    }
+}
+
+/// Rows of a symmetric product that are computed together.
+const SYMMETRIC_ROWS: usize = 64;
+
+/// `out ← keep · out + scale · a × b` for adjacent rows, where both `out` before and the product are symmetric: only
+/// what is left of the diagonal is computed.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub(super) fn symmetric_matmul(out: &mut [f32], keep: f32, scale: f32, a: Matrix<'_>, b: Matrix<'_>) {
+    let size = a.rows;
+    assert_eq!([out.len(), b.columns], [size * size, size], "a symmetric product is square");
+    for from in (0..size).step_by(SYMMETRIC_ROWS) {
+        let to = (from + SYMMETRIC_ROWS).min(size);
+        let band = MatrixMut::strided(&mut out[from * size..], to - from, to, size);
+        matmul(band, keep, scale, a.rows(from..to), b.t().rows(0..to).t());
+        let (above, band) = out.split_at_mut(from * size);
+        for (column, row) in (from..to).zip(band.chunks_exact(size)) {
+            for (target, &value) in above.chunks_exact_mut(size).zip(row) {
+                target[column] = value;
+            }
+        }
     }
 }
 
@@ -139,7 +172,7 @@ mod tests {
             let (a, b, before) =
                 (values(rows * (inner + gap) + inner * gap, 1), values(inner * columns, 2), values(rows * (columns + gap), 3));
             let left = if a_turned {
-                Matrix::strided(&a, inner, rows, rows + if rows == 1 { 0 } else { gap.min(1) * 0 }).t()
+                Matrix::strided(&a, inner, rows, rows).t()
             } else {
                 Matrix::strided(&a, rows, inner, inner + gap)
             };
@@ -158,6 +191,22 @@ mod tests {
                 };
                 prop_assert_eq!(after, expected);
             }
+        }
+    }
+
+    #[test]
+    fn symmetric_products_are_products() {
+        for (size, inner) in [(1, 3), (64, 5), (65, 7), (150, 90)] {
+            let a = values(size * inner, 1);
+            let a = Matrix::new(&a, size, inner);
+            let mut square = vec![0.0; size * size];
+            matmul(MatrixMut::new(&mut square, size, size), 0.0, 1.0, a, a.t());
+            let mut ours = vec![f32::NAN; size * size];
+            symmetric_matmul(&mut ours, 0.0, 1.0, a, a.t());
+            assert_eq!(ours, square);
+            matmul(MatrixMut::new(&mut square, size, size), 2.0, 0.5, a, a.t());
+            symmetric_matmul(&mut ours, 2.0, 0.5, a, a.t());
+            assert_eq!(ours, square);
         }
     }
 

@@ -1,6 +1,6 @@
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::super::matmul::{Matrix, MatrixMut, matmul};
+use super::super::matmul::{Matrix, MatrixMut, matmul, symmetric_matmul};
 use super::super::optimizer::{
     self, CLIP_EPSILON, CLIP_NORM, ORTHOGONAL, ORTHOGONAL_EPSILON, ORTHOGONAL_STEPS, Update,
 };
@@ -137,10 +137,10 @@ fn orthogonalize(matrix: &mut [f32], [rows, columns]: [usize; 2]) {
         let x = Matrix::new(matrix, rows, columns);
         // The smaller of X·Xᵀ and Xᵀ·X: the iteration commutes with transposition.
         let (left, right) = if rows > columns { (x.t(), x) } else { (x, x.t()) };
-        matmul(MatrixMut::new(&mut square, short, short), 0.0, 1.0, left, right);
+        symmetric_matmul(&mut square, 0.0, 1.0, left, right);
         polynomial.copy_from_slice(&square);
         let factor = Matrix::new(&square, short, short);
-        matmul(MatrixMut::new(&mut polynomial, short, short), b, c, factor, factor);
+        symmetric_matmul(&mut polynomial, b, c, factor, factor);
         next.copy_from_slice(matrix);
         let polynomial = Matrix::new(&polynomial, short, short);
         let (left, right) = if rows > columns { (x, polynomial) } else { (polynomial, x) };
