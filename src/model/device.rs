@@ -29,6 +29,13 @@ impl DeviceChoice {
     /// What this build offers, by name.
     pub const OFFERED: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("ndarray", Self::NdArray)];
 
+    /// Whether operations of our own run on it.
+    pub(super) fn is_fused(self) -> bool {
+        match self {
+            Self::Auto | Self::NdArray => true,
+        }
+    }
+
     /// The burn device that it stands for.
     #[expect(deprecated, reason = "burn 0.22.1 marks ndarray as deprecated; it is what our own operations extend")]
     pub(super) fn open(self) -> Device {

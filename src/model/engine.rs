@@ -3,9 +3,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Gradients, Tensor};
 
 use super::device::DeviceChoice;
-use super::optimizer::{self, Optimizer};
-use super::transformer::Plain;
-use super::weights::{Weights, download, groups, upload};
+use super::network::Network;
+use super::optimizer::Optimizer;
+use super::weights::{Weights, download, upload};
 use crate::protocol::{InnerOptimizer, ModelSpec, VOCABULARY};
 use crate::training::{Batch, Engine, EngineError, Layout, Params, Session};
 
@@ -13,13 +13,21 @@ use crate::training::{Batch, Engine, EngineError, Layout, Params, Session};
 #[derive(Debug, Clone)]
 pub struct BurnEngine {
     device: Device,
+    fused: bool,
 }
 
 impl BurnEngine {
     /// An engine on the device that `choice` stands for.
     #[must_use]
     pub fn new(choice: DeviceChoice) -> Self {
-        Self { device: choice.open() }
+        Self { device: choice.open(), fused: choice.is_fused() }
+    }
+
+    /// The same without operations of our own: several times slower on the processor, and an independent computation
+    /// of the same thing to compare with.
+    #[must_use]
+    pub fn plain(choice: DeviceChoice) -> Self {
+        Self { fused: false, ..Self::new(choice) }
     }
 }
 
@@ -85,11 +93,12 @@ impl Engine for BurnEngine {
     ) -> Result<Box<dyn Session>, EngineError> {
         let weights = load(model, base, &self.device)?;
         let layout = Arc::clone(base.layout());
+        let network = Network::new(model, self.fused);
         Ok(Box::new(BurnSession {
             model: *model,
-            network: Plain::new(model),
+            optimizer: network.optimizer(model, optimizer),
+            network,
             weights,
-            optimizer: Box::new(optimizer::Plain::new(groups(&layout), *optimizer)),
             layout,
         }))
     }
@@ -101,7 +110,7 @@ impl Engine for BurnEngine {
         batches: &mut dyn Iterator<Item = Batch>,
     ) -> Result<f64, EngineError> {
         let weights = load(model, params, &self.device)?;
-        let network = Plain::new(model);
+        let network = Network::new(model, self.fused);
         let (mut sum, mut tokens) = (0.0, 0.0);
         for batch in batches {
             let (inputs, targets) = split(&batch, model)?;
@@ -121,7 +130,7 @@ impl Engine for BurnEngine {
 struct BurnSession {
     model: ModelSpec,
     layout: Arc<Layout>,
-    network: Plain,
+    network: Network,
     weights: Weights,
     optimizer: Box<dyn Optimizer>,
 }
@@ -191,19 +200,27 @@ pub(super) mod tests {
         BurnEngine::new(DeviceChoice::Auto)
     }
 
-    fn gradient(params: &Params, batch: &Batch) -> Vec<f32> {
-        let (inputs, targets) = split(batch, &TINY).unwrap();
-        let weights: Weights = load(&TINY, params, &engine().device).unwrap();
-        let weights: Weights = weights.into_iter().map(|weight| weight.autodiff().require_grad()).collect();
-        let mut gradients = Plain::new(&TINY).loss(&weights, &inputs, &targets, batch.context).backward();
-        gradients_of(&weights, &mut gradients).unwrap().into_iter().flat_map(|g| download(g).unwrap()).collect()
+    /// The loss of a batch and its gradient.
+    pub fn gradients(network: &Network, params: &Params, batch: &Batch) -> (f32, Vec<f32>) {
+        let (inputs, targets) = split(batch, &ModelSpec { context: u32::MAX, ..TINY }).unwrap();
+        let weights: Weights =
+            upload(params, &engine().device).into_iter().map(|weight| weight.autodiff().require_grad()).collect();
+        let loss = network.loss(&weights, &inputs, &targets, batch.context);
+        let gradients = gradients_of(&weights, &mut loss.backward()).unwrap();
+        (scalar(loss.inner()).unwrap(), gradients.into_iter().flat_map(|g| download(g).unwrap()).collect())
     }
 
     #[test]
     fn gradients_are_what_finite_differences_say() {
         let (params, batch) = (lively(&TINY, 1), random_batch(3, 8, 2));
-        let gradient = gradient(&params, &batch);
-        let loss = |params: &Params| engine().loss(&TINY, params, &mut std::iter::once(batch.clone())).unwrap();
+        for network in [Network::new(&TINY, false), Network::new(&TINY, true)] {
+            check_gradients(&network, &params, &batch);
+        }
+    }
+
+    fn check_gradients(network: &Network, params: &Params, batch: &Batch) {
+        let (_, gradient) = gradients(network, params, batch);
+        let loss = |params: &Params| f64::from(gradients(network, params, batch).0);
         let mut rng = Seed::from_number(3).rng();
         for tensor in params.layout().tensors() {
             let slope = &gradient[tensor.range()];

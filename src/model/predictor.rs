@@ -1,6 +1,6 @@
 use super::device::DeviceChoice;
 use super::engine::{check_tokens, load};
-use super::transformer::Plain;
+use super::network::Network;
 use super::weights::{Weights, download};
 use crate::protocol::ModelSpec;
 use crate::training::{EngineError, Params};
@@ -9,7 +9,7 @@ use crate::training::{EngineError, Params};
 #[derive(Debug, Clone)]
 pub struct Predictor {
     context: usize,
-    network: Plain,
+    network: Network,
     weights: Weights,
 }
 
@@ -20,7 +20,7 @@ impl Predictor {
     /// When they are not of `model`, or not finite.
     pub fn new(device: DeviceChoice, model: &ModelSpec, params: &Params) -> Result<Self, EngineError> {
         let weights = load(model, params, &device.open())?;
-        Ok(Self { context: model.context as usize, network: Plain::new(model), weights })
+        Ok(Self { context: model.context as usize, network: Network::new(model, device.is_fused()), weights })
     }
 
     /// The logit of each token of the vocabulary to follow `tokens`, of which the last `context` count.

@@ -39,8 +39,8 @@ impl Plain {
         Self { width: model.width as usize, heads: model.heads as usize, block: groups[1].clone() }
     }
 
-    /// The residual stream after the last block, `sequences × context × width`, of as many tokens.
-    fn states(&self, weights: &[Tensor<1>], tokens: &[u16], context: usize) -> Tensor<3> {
+    /// The residual stream after the last block, `tokens × width`, of sequences of `context`.
+    pub fn states(&self, weights: &[Tensor<1>], tokens: &[u16], context: usize) -> Tensor<2> {
         let device = weights[0].device();
         let indices = integers(tokens, &device);
         let embedding = weights[0].clone().reshape([VOCABULARY as usize, self.width]);
@@ -48,21 +48,19 @@ impl Plain {
         for block in &weights[1..weights.len() - 1] {
             x = self.block(x, block);
         }
-        x
+        x.reshape([tokens.len(), self.width])
     }
 
     /// The mean cross-entropy of `targets` after `tokens`, nats a token.
     pub fn loss(&self, weights: &[Tensor<1>], tokens: &[u16], targets: &[u16], context: usize) -> Tensor<1> {
-        let states = self.states(weights, tokens, context).reshape([tokens.len(), self.width]);
-        let logits = self.head(states, weights);
+        let logits = self.head(self.states(weights, tokens, context), weights);
         let targets = integers(targets, &logits.device()).reshape([tokens.len(), 1]);
         log_softmax(logits, 1).gather(1, targets).mean().neg()
     }
 
-    /// The logits after the last of `tokens`.
-    pub fn logits(&self, weights: &[Tensor<1>], tokens: &[u16]) -> Tensor<1> {
-        let last = self.states(weights, tokens, tokens.len()).narrow(1, tokens.len() - 1, 1);
-        self.head(last.reshape([1, self.width]), weights).reshape([VOCABULARY as usize])
+    /// The logits after one token, given its row of [`Plain::states`].
+    pub fn logits(&self, state: Tensor<2>, weights: &[Tensor<1>]) -> Tensor<1> {
+        self.head(state, weights).reshape([VOCABULARY as usize])
     }
 
     fn head(&self, states: Tensor<2>, weights: &[Tensor<1>]) -> Tensor<2> {
