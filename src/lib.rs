@@ -7,6 +7,7 @@
 //! - [`model`]: the network and its optimisers, on burn.
 //! - [`coordinator`], [`worker`], [`verifier`], [`ledger`]: the four roles. Each is a pure core and a thin actor.
 //! - [`store`]: what outlives a crash. SQLite, blobs, keys.
+//! - [`data`]: text to train on.
 //! - [`compute`]: what roles compute off their actors' threads.
 //! - [`runtime`]: clock, threads, and somebody who watches.
 //! - [`swarm`]: the four roles wired together in one process.
@@ -19,6 +20,7 @@
 pub mod cli;
 pub mod compute;
 pub mod coordinator;
+pub mod data;
 pub mod inference;
 pub mod ledger;
 pub mod model;

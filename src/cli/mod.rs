@@ -1,6 +1,5 @@
 //! The command line: one file a subcommand, and the one place where errors become words for people.
 
-mod data;
 mod generate;
 mod progress;
 mod report;

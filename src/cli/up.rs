@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 
 use super::progress::Progress;
 use super::report::{Summary, thousands};
-use super::{Failure, data, device, state_dir};
+use super::{Failure, device, state_dir};
 use crate::compute::Compute;
+use crate::data;
 use crate::coordinator::{self, Inspect, Record, State};
 use crate::ledger::{Ledger, LedgerConfig};
 use crate::model::{BurnEngine, Preset};

@@ -1,19 +1,47 @@
-use std::fs;
+//! Text to train on: files and folders, or Hydra's own code and documentation.
+
+use std::{fs, io};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
 use rust_embed::Embed;
 use walkdir::WalkDir;
 
 use crate::protocol::limits;
-use crate::training::Corpus;
+use crate::training::{Corpus, CorpusError};
 
 /// Text to train on, and where it is from.
-pub(super) struct Data {
+#[derive(Debug)]
+pub struct Data {
+    /// The text, split.
     pub corpus: Corpus,
+    /// How many documents it was.
     pub documents: usize,
+    /// How many bytes.
     pub bytes: u64,
+    /// Where it is from, for people.
     pub source: String,
+}
+
+/// Why there is nothing to train on.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file or folder that is not there or not ours to read.
+    #[error("cannot read {}: {error}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A device, a pipe or the like.
+    #[error("{} is neither a file nor a folder", .0.display())]
+    Special(PathBuf),
+    /// Not a single byte.
+    #[error("there is no text in {0}: name files or folders that are not empty")]
+    Empty(String),
+    /// Too much text.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
 }
 
 #[derive(Embed)]
@@ -28,11 +56,11 @@ struct Book;
 ///
 /// Folders are read in the order of their names, without hidden files and links, so that the same files give the same
 /// corpus everywhere.
-pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Data> {
+pub fn read(paths: &[PathBuf]) -> Result<Data, DataError> {
     let mut data = Data { corpus: Corpus::default(), documents: 0, bytes: 0, source: String::new() };
     if paths.is_empty() {
         data.source = "Hydra's own code and documentation".to_owned();
-        data.push(include_bytes!("../../README.md"))?;
+        data.push(include_bytes!("../README.md"))?;
         let book = Book::iter().filter(|name| name.ends_with(".md")).filter_map(|name| Book::get(&name));
         for file in book.chain(Code::iter().filter_map(|name| Code::get(&name))) {
             data.push(&file.data)?;
@@ -41,52 +69,63 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Data> {
     }
     data.source = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     for path in paths {
-        let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let metadata = fs::metadata(path).map_err(unreadable(path))?;
         if metadata.is_dir() {
             data.read_folder(path)?;
         } else if metadata.is_file() {
             data.read_file(path, metadata.len())?;
         } else {
-            bail!("{} is neither a file nor a folder", path.display());
+            return Err(DataError::Special(path.clone()));
         }
     }
-    ensure!(data.bytes > 0, "there is no text in {}: name files or folders that are not empty", data.source);
+    if data.bytes == 0 {
+        return Err(DataError::Empty(data.source));
+    }
     Ok(data)
 }
 
 impl Data {
-    fn push(&mut self, document: &[u8]) -> anyhow::Result<()> {
+    fn push(&mut self, document: &[u8]) -> Result<(), DataError> {
         self.corpus.push(document)?;
         self.documents += 1;
         self.bytes += document.len() as u64;
         Ok(())
     }
 
-    fn read_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
+    fn read_folder(&mut self, folder: &Path) -> Result<(), DataError> {
         let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
         let entries = WalkDir::new(folder)
             .sort_by_file_name()
             .into_iter()
             .filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name()));
         for entry in entries {
-            let entry = entry.context("cannot read the data")?;
+            let entry = entry.map_err(walk_error(folder))?;
             if entry.file_type().is_file() {
-                self.read_file(entry.path(), entry.metadata()?.len())?;
+                let metadata = entry.metadata().map_err(walk_error(entry.path()))?;
+                self.read_file(entry.path(), metadata.len())?;
             }
         }
         Ok(())
     }
 
-    fn read_file(&mut self, path: &Path, bytes: u64) -> anyhow::Result<()> {
-        ensure!(
-            self.bytes + bytes <= limits::CORPUS_BYTES_MAX,
-            "the data has more than {} GiB with {}; name fewer files",
-            limits::CORPUS_BYTES_MAX >> 30,
-            path.display()
-        );
-        let document = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    fn read_file(&mut self, path: &Path, bytes: u64) -> Result<(), DataError> {
+        // Before it is read: a file larger than the memory must not be.
+        if self.bytes + bytes > limits::CORPUS_BYTES_MAX {
+            return Err(CorpusError::TooLong.into());
+        }
+        let document = fs::read(path).map_err(unreadable(path))?;
         self.push(&document)
     }
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> DataError + use<> {
+    let path = path.to_owned();
+    move |error| DataError::Unreadable { path, error }
+}
+
+fn walk_error(folder: &Path) -> impl FnOnce(walkdir::Error) -> DataError + use<> {
+    let folder = folder.to_owned();
+    move |error| DataError::Unreadable { path: error.path().map_or(folder, Path::to_owned), error: error.into() }
 }
 
 #[cfg(test)]
