@@ -83,7 +83,8 @@ mod tests {
             let shares = shares(total, &weights);
             let all: i128 = weights.iter().map(|weight| i128::from(*weight)).sum();
             prop_assert_eq!(shares.len(), weights.len());
-            prop_assert_eq!(shares.iter().map(|s| i128::from(*s)).sum::<i128>(), if all == 0 { 0 } else { total.into() });
+            let sum: i128 = shares.iter().copied().map(i128::from).sum();
+            prop_assert_eq!(sum, if all == 0 { 0 } else { total.into() });
             for (share, weight) in shares.iter().zip(&weights).filter(|_| all > 0) {
                 // |share − total·weight/all| < 1, in whole numbers
                 let over = u128::from(share.unsigned_abs()).checked_mul(all.unsigned_abs());
@@ -97,7 +98,9 @@ mod tests {
         }
 
         #[test]
-        fn more_weight_never_earns_less(total in 0..1_000_000i64, weights in prop::collection::vec(0..1_000u64, 1..20)) {
+        fn more_weight_never_earns_less(
+            total in 0..1_000_000i64, weights in prop::collection::vec(0..1_000u64, 1..20),
+        ) {
             let mut both: Vec<(u64, i64)> = weights.iter().copied().zip(shares(total, &weights)).collect();
             both.sort_unstable();
             prop_assert!(both.is_sorted_by(|a, b| a.0 == b.0 || a.1 <= b.1));

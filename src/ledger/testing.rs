@@ -35,7 +35,8 @@ fn account() -> impl Strategy<Value = Account> {
 }
 
 /// Chains of transfers, as careless clients would send them: most ids are new, some are used again, a third of the
-/// chains are earlier ones sent again; amounts are now and then nothing or more than there is.
+/// chains are earlier ones sent again; amounts are now and then nothing or more than there is. The first puts something
+/// into a wallet.
 pub fn history() -> impl Strategy<Value = Vec<Vec<Transfer>>> {
     let id = prop_oneof![1 => 0..20u128, 9 => any::<u128>()];
     let amount = prop_oneof![1 => Just(0), 20 => 1..400i64, 1 => any::<i64>().prop_map(|n| n.max(0))];
@@ -44,7 +45,7 @@ pub fn history() -> impl Strategy<Value = Vec<Vec<Transfer>>> {
     let chain = prop::collection::vec(one, 0..4);
     let step = (chain, any::<Option<prop::sample::Index>>());
     prop::collection::vec(step, 1..40).prop_map(|steps| {
-        let mut history: Vec<Vec<Transfer>> = Vec::new();
+        let mut history = vec![vec![transfer(1 << 64, Account::Emission, wallet(0), 400)]];
         for (n, (chain, again)) in steps.into_iter().enumerate() {
             match again {
                 Some(again) if n % 3 == 2 => history.push(again.get(&history).clone()),

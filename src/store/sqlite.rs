@@ -49,8 +49,8 @@ pub enum DatabaseError {
     },
     /// A database of ours from the future.
     #[error(
-        "the database {} was written by a newer Hydra (its schema is version {version}, this build knows up to {known}). \
-         Update Hydra, or use the database that belongs to this version",
+        "the database {} was written by a newer Hydra (its schema is version {version}, this build knows up to \
+         {known}). Update Hydra, or use the database that belongs to this version",
         path.display()
     )]
     Newer {
