@@ -2,13 +2,14 @@ use burn::tensor::{Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::super::device::DeviceChoice;
+use super::super::engine::BurnEngine;
 use super::super::engine::tests::{gradients, lively, random_batch};
 use super::super::network::Network;
 use super::super::optimizer;
 use super::super::weights::{download, groups, upload};
 use super::*;
 use crate::protocol::{InnerOptimizer, ModelSpec};
-use crate::training::{Layout, Params};
+use crate::training::{Engine, Layout, Params};
 
 fn with_threads<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
@@ -116,4 +117,33 @@ fn a_gradient_that_does_not_lie_row_by_row_is_understood() {
         download(weights[1].grad_remove(&mut gradients).unwrap()).unwrap()
     });
     assert!(distance(&straight, &turned) < 1e-6);
+}
+
+#[test]
+fn memory_comes_back_through_tensors() {
+    let buffer = pool::take(7_654_321);
+    let address = buffer.as_ptr();
+    let device = DeviceChoice::NdArray.open();
+    let tensor = Tensor::<1>::from_data(TensorData::new(buffer, [7_654_321]), &device);
+    pool::give(download(tensor.autodiff().inner()).unwrap());
+    let again = pool::take(7_654_321);
+    assert_eq!(again.as_ptr(), address, "no copy was made on the way");
+}
+
+/// While a step waits for its parts, its thread may begin another session's step.
+#[test]
+fn sessions_that_share_threads_do_not_disturb_each_other() {
+    use rayon::iter::{IntoParallelIterator, ParallelIterator};
+    let model = ModelSpec { layers: 2, width: 16, heads: 2, hidden: 24, context: 64 };
+    let train = |seed: u64| {
+        let engine = BurnEngine::new(DeviceChoice::NdArray);
+        let mut session = engine.train(&model, &lively(&model, seed), &InnerOptimizer::muon()).unwrap();
+        for step in 0..4 {
+            session.step(&random_batch(8, 64, seed + step), 1e-2).unwrap();
+        }
+        session.finish().unwrap()
+    };
+    let alone: Vec<Params> = (0..12).map(train).collect();
+    let together: Vec<Params> = with_threads(3, || (0..12u64).into_par_iter().map(train).collect());
+    assert!(alone == together);
 }
