@@ -8,7 +8,8 @@ use super::super::network::Network;
 use super::super::optimizer;
 use super::super::weights::{download, groups, upload};
 use super::*;
-use crate::protocol::{InnerOptimizer, ModelSpec};
+use crate::model::Preset;
+use crate::protocol::{InnerOptimizer, ModelSpec, Seed};
 use crate::training::{Engine, Layout, Params};
 
 fn with_threads<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
@@ -53,6 +54,11 @@ proptest! {
         let context = (model.context - shorter.min(model.context - 1)) as usize;
         let (params, batch) = (lively(&model, seed), random_batch(sequences, context, seed));
         let plain = gradients(&Network::new(&model, false), &params, &batch);
+        let mut nudge = params.clone();
+        for (at, value) in nudge.values_mut().iter_mut().enumerate() {
+            *value *= if at % 2 == 0 { 1.0 + f32::EPSILON } else { 1.0 - f32::EPSILON };
+        }
+        let nudged = gradients(&Network::new(&model, false), &nudge, &batch);
         let network = Network::new(&model, true);
         let one = with_threads(1, || gradients(&network, &params, &batch));
         let three = with_threads(3, || gradients(&network, &params, &batch));
@@ -60,8 +66,11 @@ proptest! {
         prop_assert!((one.0 - plain.0).abs() < 1e-5 * plain.0, "loss {} {}", one.0, plain.0);
         for tensor in params.layout().tensors() {
             let (ours, theirs) = (&one.1[tensor.range()], &plain.1[tensor.range()]);
-            // A tensor's whole gradient may be what is left when larger terms cancel.
-            let bound = 2e-5 * norm(theirs.iter().copied()) + 5e-6 * norm(plain.1.iter().copied());
+            // Narrow models are badly conditioned (a norm of two small numbers), and a tensor's whole gradient may be
+            // what is left when larger terms cancel: so more is allowed where plain operations on weights that differ
+            // by one rounding differ more.
+            let rounding = difference(&nudged.1[tensor.range()], theirs);
+            let bound = 2e-5 * norm(theirs.iter().copied()) + 5e-6 * norm(plain.1.iter().copied()) + 4.0 * rounding;
             let difference = difference(ours, theirs);
             prop_assert!(difference < bound, "{}: {difference} over {bound}", tensor.name);
         }
@@ -96,6 +105,18 @@ proptest! {
             let distance = distance(&change(&one), &change(&plain));
             prop_assert!(distance < 1e-3, "{}: {distance}", tensor.name);
         }
+    }
+}
+
+#[test]
+fn at_the_size_of_a_preset_gradients_are_those_of_plain_operations_to_1e_5() {
+    let model = Preset::Nano.recipe().model;
+    let params = Params::initial(&model, &Seed::from_number(1));
+    let batch = random_batch(5, 64, 1);
+    let [fused, plain] = [true, false].map(|fused| gradients(&Network::new(&model, fused), &params, &batch));
+    for tensor in params.layout().tensors() {
+        let distance = distance(&fused.1[tensor.range()], &plain.1[tensor.range()]);
+        assert!(distance < 1e-5, "{}: {distance}", tensor.name);
     }
 }
 
