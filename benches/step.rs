@@ -1,5 +1,6 @@
 //! Claim: an inner step of `nano` takes at most 60 ms on one thread and 32 ms on two with `AdamW`, several times less
-//! than with plain burn operations, and Muon adds at most 35 ms on one thread.
+//! than with plain burn operations, and Muon adds at most 35 ms on one thread. (Two Zen 4 cores, medians: plain 291 and
+//! 290 ms, fused 55 and 30 ms, with Muon 79 and 43 ms.)
 //!
 //! `cargo bench --profile dev --bench step [-- preset [part of a name]]`. Configurations take turns, so that a machine that slows down
 //! slows all of them; medians are shown, and the best of all for machines that do other things besides.

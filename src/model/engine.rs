@@ -263,7 +263,7 @@ pub(super) mod tests {
 
     /// The alphabet, over and over.
     fn pattern() -> Batch {
-        Batch { context: 8, tokens: (0..9 * 8u16).map(|at| b'a' as u16 + (at % 9 + at / 9) % 5).collect() }
+        Batch { context: 8, tokens: (0..9 * 8u16).map(|at| u16::from(b'a') + (at % 9 + at / 9) % 5).collect() }
     }
 
     fn train(optimizer: &InnerOptimizer, rate: f32) -> (Vec<f32>, Params) {

@@ -9,6 +9,7 @@
 //! - `transformer`: the network in plain burn operations, for any device, and the reference in tests;
 //! - `optimizer`: `AdamW` and Muon, likewise;
 //! - `fused`, `matmul`: the same on the processor, several times faster;
+//! - `network`: which of the two a device gets;
 //! - [`engine`](BurnEngine): training and measuring; [`Predictor`]: the next token.
 
 pub mod checkpoint;
@@ -27,4 +28,4 @@ pub use checkpoint::CheckpointError;
 pub use device::{DeviceChoice, DeviceError};
 pub use engine::BurnEngine;
 pub use predictor::Predictor;
-pub use presets::{Preset, Recipe};
+pub use presets::{Preset, PresetError, Recipe};

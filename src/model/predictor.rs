@@ -76,6 +76,12 @@ mod tests {
     }
 
     #[test]
+    fn many_threads_may_ask_it() {
+        fn shared<T: Send + Sync>(_: &T) {}
+        shared(&predictor());
+    }
+
+    #[test]
     fn what_cannot_be_continued_is_refused() {
         assert!(matches!(predictor().logits(&[]), Err(EngineError::Batch(_))));
         assert!(matches!(predictor().logits(&[1, 300]), Err(EngineError::Batch(_))));

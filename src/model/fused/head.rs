@@ -30,7 +30,9 @@ pub(super) fn forward(x: &[f32], gain: &[f32], embedding: &[f32], targets: &[u16
             let (most, sum) = exp_row(row);
             *loss = most - logit + sum.ln();
             let scale = 1.0 / (sum * rows as f32);
-            row.iter_mut().for_each(|value| *value *= scale);
+            for value in row.iter_mut() {
+                *value *= scale;
+            }
             row[usize::from(target)] -= 1.0 / rows as f32;
         }
     });

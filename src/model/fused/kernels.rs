@@ -7,7 +7,7 @@ use crate::model::transformer::NORM_EPSILON;
 const LANES: usize = 16;
 
 /// eˣ to 1e-7 relative, for x of at most 88; 0 below −87 (Cephes' polynomial). NaN stays NaN.
-#[inline(always)]
+#[inline]
 pub(super) fn exp(x: f32) -> f32 {
     const LEAST: f32 = -87.0;
     const MOST: f32 = 88.0;
@@ -31,7 +31,7 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 /// Sums `f` over the elements of equally long rows, in [`LANES`] partial sums.
-#[inline(always)]
+#[inline]
 fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
@@ -48,7 +48,7 @@ fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// Combines lanes pairwise.
-#[inline(always)]
+#[inline]
 fn fold(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = lanes;
     let mut width = LANES / 2;
@@ -62,7 +62,7 @@ fn fold(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// The scalar product of two rows.
-#[inline(always)]
+#[inline]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum2(a, b, |a, b| a * b)
 }
@@ -73,7 +73,7 @@ pub(in crate::model) fn sum_of_squares(row: &[f32]) -> f64 {
 }
 
 /// The largest of a row; NaN where there is one first in its lane.
-#[inline(always)]
+#[inline]
 fn largest(row: &[f32]) -> f32 {
     let more = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -90,7 +90,7 @@ fn largest(row: &[f32]) -> f32 {
 }
 
 /// Replaces a row by e^(value − largest); gives the largest and the sum.
-#[inline(always)]
+#[inline]
 pub(super) fn exp_row(row: &mut [f32]) -> (f32, f32) {
     let most = largest(row);
     for value in row.iter_mut() {

@@ -129,7 +129,9 @@ fn orthogonalize(matrix: &mut [f32], [rows, columns]: [usize; 2]) {
     let [a, b, c] = ORTHOGONAL;
     #[expect(clippy::cast_possible_truncation, reason = "the arithmetic of a step is f32")]
     let scale = 1.0 / (sum_of_squares(matrix).sqrt() as f32 + ORTHOGONAL_EPSILON);
-    matrix.iter_mut().for_each(|value| *value *= scale);
+    for value in matrix.iter_mut() {
+        *value *= scale;
+    }
     let short = rows.min(columns);
     let (mut square, mut polynomial) = (Scratch::new(short * short), Scratch::new(short * short));
     let mut next = Scratch::new(matrix.len());

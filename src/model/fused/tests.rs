@@ -2,13 +2,15 @@ use burn::tensor::{Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::super::device::DeviceChoice;
+use super::super::engine::BurnEngine;
 use super::super::engine::tests::{gradients, lively, random_batch};
 use super::super::network::Network;
 use super::super::optimizer;
 use super::super::weights::{download, groups, upload};
 use super::*;
-use crate::protocol::{InnerOptimizer, ModelSpec};
-use crate::training::{Layout, Params};
+use crate::model::Preset;
+use crate::protocol::{InnerOptimizer, ModelSpec, Seed};
+use crate::training::{Engine, Layout, Params};
 
 fn with_threads<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
@@ -52,6 +54,11 @@ proptest! {
         let context = (model.context - shorter.min(model.context - 1)) as usize;
         let (params, batch) = (lively(&model, seed), random_batch(sequences, context, seed));
         let plain = gradients(&Network::new(&model, false), &params, &batch);
+        let mut nudge = params.clone();
+        for (at, value) in nudge.values_mut().iter_mut().enumerate() {
+            *value *= if at % 2 == 0 { 1.0 + f32::EPSILON } else { 1.0 - f32::EPSILON };
+        }
+        let nudged = gradients(&Network::new(&model, false), &nudge, &batch);
         let network = Network::new(&model, true);
         let one = with_threads(1, || gradients(&network, &params, &batch));
         let three = with_threads(3, || gradients(&network, &params, &batch));
@@ -59,8 +66,11 @@ proptest! {
         prop_assert!((one.0 - plain.0).abs() < 1e-5 * plain.0, "loss {} {}", one.0, plain.0);
         for tensor in params.layout().tensors() {
             let (ours, theirs) = (&one.1[tensor.range()], &plain.1[tensor.range()]);
-            // A tensor's whole gradient may be what is left when larger terms cancel.
-            let bound = 2e-5 * norm(theirs.iter().copied()) + 5e-6 * norm(plain.1.iter().copied());
+            // Narrow models are badly conditioned (a norm of two small numbers), and a tensor's whole gradient may be
+            // what is left when larger terms cancel: so more is allowed where plain operations on weights that differ
+            // by one rounding differ more.
+            let rounding = difference(&nudged.1[tensor.range()], theirs);
+            let bound = 2e-5 * norm(theirs.iter().copied()) + 5e-6 * norm(plain.1.iter().copied()) + 4.0 * rounding;
             let difference = difference(ours, theirs);
             prop_assert!(difference < bound, "{}: {difference} over {bound}", tensor.name);
         }
@@ -99,6 +109,18 @@ proptest! {
 }
 
 #[test]
+fn at_the_size_of_a_preset_gradients_are_those_of_plain_operations_to_1e_5() {
+    let model = Preset::Nano.recipe().model;
+    let params = Params::initial(&model, &Seed::from_number(1));
+    let batch = random_batch(5, 64, 1);
+    let [fused, plain] = [true, false].map(|fused| gradients(&Network::new(&model, fused), &params, &batch));
+    for tensor in params.layout().tensors() {
+        let distance = distance(&fused.1[tensor.range()], &plain.1[tensor.range()]);
+        assert!(distance < 1e-5, "{}: {distance}", tensor.name);
+    }
+}
+
+#[test]
 fn a_gradient_that_does_not_lie_row_by_row_is_understood() {
     let model = ModelSpec { layers: 1, width: 4, heads: 1, hidden: 3, context: 4 };
     let device = DeviceChoice::NdArray.open();
@@ -116,4 +138,33 @@ fn a_gradient_that_does_not_lie_row_by_row_is_understood() {
         download(weights[1].grad_remove(&mut gradients).unwrap()).unwrap()
     });
     assert!(distance(&straight, &turned) < 1e-6);
+}
+
+#[test]
+fn memory_comes_back_through_tensors() {
+    let buffer = pool::take(7_654_321);
+    let address = buffer.as_ptr();
+    let device = DeviceChoice::NdArray.open();
+    let tensor = Tensor::<1>::from_data(TensorData::new(buffer, [7_654_321]), &device);
+    pool::give(download(tensor.autodiff().inner()).unwrap());
+    let again = pool::take(7_654_321);
+    assert_eq!(again.as_ptr(), address, "no copy was made on the way");
+}
+
+/// While a step waits for its parts, its thread may begin another session's step.
+#[test]
+fn sessions_that_share_threads_do_not_disturb_each_other() {
+    use rayon::iter::{IntoParallelIterator, ParallelIterator};
+    let model = ModelSpec { layers: 2, width: 16, heads: 2, hidden: 24, context: 64 };
+    let train = |seed: u64| {
+        let engine = BurnEngine::new(DeviceChoice::NdArray);
+        let mut session = engine.train(&model, &lively(&model, seed), &InnerOptimizer::muon()).unwrap();
+        for step in 0..4 {
+            session.step(&random_batch(8, 64, seed + step), 1e-2).unwrap();
+        }
+        session.finish().unwrap()
+    };
+    let alone: Vec<Params> = (0..12).map(train).collect();
+    let together: Vec<Params> = with_threads(3, || (0..12u64).into_par_iter().map(train).collect());
+    assert!(alone == together);
 }
