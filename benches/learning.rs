@@ -7,6 +7,8 @@
 //! cargo bench --profile dev --bench learning -- path/to/tinyshakespeare.txt [row …]
 //! ```
 
+#![allow(clippy::disallowed_methods, clippy::expect_used, reason = "a bench keeps time, and stops where it fails")]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -16,9 +18,7 @@ use hydra::model::{BurnEngine, DeviceChoice, Preset};
 use hydra::protocol::{
     Codec, Digest, Emission, InnerOptimizer, OuterOptimizer, Round, RunSpec, Schedule, Seed, Task, Timing,
 };
-use hydra::training::{
-    Corpus, Engine, Layout, Mean, Params, Trained, do_task, training_batch, validation_batches,
-};
+use hydra::training::{Corpus, Engine, Layout, Mean, Params, Trained, do_task, training_batch, validation_batches};
 
 /// Tokens of every row: 2000 steps of 12 × 64.
 const STEPS: u32 = 2000;

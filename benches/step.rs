@@ -5,6 +5,8 @@
 //! `cargo bench --profile dev --bench step [-- preset [part of a name]]`. Configurations take turns, so that a machine that slows down
 //! slows all of them; medians are shown, and the best of all for machines that do other things besides.
 
+#![allow(clippy::disallowed_methods, reason = "a bench keeps time")]
+
 use std::error::Error;
 use std::time::Instant;
 

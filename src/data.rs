@@ -1,7 +1,7 @@
 //! Text to train on: files and folders, or Hydra's own code and documentation.
 
-use std::{fs, io};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use rust_embed::Embed;
 use walkdir::WalkDir;

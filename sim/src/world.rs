@@ -181,9 +181,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
 
     let threads = Rc::new(Threads::new(threads, threads)?);
     let machine = |tokens_per_second| Rc::new(Machine { threads: Rc::clone(&threads), tokens_per_second });
-    let key = |label: &str, index: usize| {
-        Keypair::from_secret(spec.seed.derive(label, index as u64).as_bytes())
-    };
+    let key = |label: &str, index: usize| Keypair::from_secret(spec.seed.derive(label, index as u64).as_bytes());
     let mut members = Vec::new();
     let mut behaviours = Vec::new();
     for group in &scenario.workers {
@@ -191,11 +189,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         for _ in 0..group.count {
             let key = key("worker key", members.len());
             behaviours.push((key.public(), group.behaviour));
-            members.push(Member {
-                key,
-                compute: Arc::clone(&shared),
-                executor: machine(group.tokens_per_second),
-            });
+            members.push(Member { key, compute: Arc::clone(&shared), executor: machine(group.tokens_per_second) });
         }
     }
     let journal = MemoryJournal::default();

@@ -1,5 +1,7 @@
 //! Every scenario that is shipped holds what it promises, and comes out the same twice.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 use std::path::{Path, PathBuf};
 
 use hydra_sim::{Scenario, run};
@@ -44,7 +46,8 @@ fn the_same_seed_gives_the_same_events_model_and_ledger_on_one_thread_and_two() 
 fn a_scenario_with_a_mistake_is_refused_with_its_place() {
     let folder = std::env::temp_dir().join(format!("hydra-sim-scenarios-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let sound = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/baseline.toml")).unwrap();
+    let sound =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/baseline.toml")).unwrap();
     let refused = |from: &str, to: &str| {
         let path = folder.join("mistake.toml");
         assert!(sound.contains(from), "the scenario has no {from}");
@@ -52,7 +55,10 @@ fn a_scenario_with_a_mistake_is_refused_with_its_place() {
         Scenario::read(&path).unwrap_err().to_string()
     };
     let unknown = refused("inner_steps", "iner_steps");
-    assert!(unknown.contains("mistake.toml") && unknown.contains("iner_steps") && unknown.contains("line"), "{unknown}");
+    assert!(
+        unknown.contains("mistake.toml") && unknown.contains("iner_steps") && unknown.contains("line"),
+        "{unknown}"
+    );
     assert!(refused("tokens_per_second = 500", "tokens_per_second = 0").contains("never finishes"));
     assert!(refused("[20, 150]", "[150, 20]").contains("latency_ms"));
     assert!(refused("heads = 2", "heads = 5").contains("heads"));

@@ -12,8 +12,8 @@ use super::progress::Progress;
 use super::report::{Summary, thousands};
 use super::{Failure, device, state_dir};
 use crate::compute::Compute;
-use crate::data;
 use crate::coordinator::{self, Inspect, Record, State};
+use crate::data;
 use crate::ledger::{Ledger, LedgerConfig};
 use crate::model::{BurnEngine, Preset};
 use crate::protocol::{

@@ -48,14 +48,10 @@ impl Seed {
 pub fn below(rng: &mut impl Rng, bound: u64) -> u64 {
     let mut product = u128::from(rng.next_u64()) * u128::from(bound);
     let reject_below = bound.wrapping_neg().checked_rem(bound).unwrap_or(0);
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is meant")]
     while (product as u64) < reject_below {
         product = u128::from(rng.next_u64()) * u128::from(bound);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "the high half of a product with a u64")]
-    {
-        (product >> 64) as u64
-    }
+    (product >> 64) as u64
 }
 
 #[cfg(test)]

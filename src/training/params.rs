@@ -157,10 +157,7 @@ impl Params {
             let mut rng = seed.derive("initial weights", index as u64).rng();
             for pair in values.chunks_mut(2) {
                 for (value, normal) in pair.iter_mut().zip(normal_pair(&mut rng)) {
-                    #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
-                    {
-                        *value = (deviation * normal) as f32;
-                    }
+                    *value = (deviation * normal) as f32;
                 }
             }
         }
