@@ -57,7 +57,7 @@ pub(super) struct UpArgs {
     #[arg(long, value_name = "N")]
     context: Option<u32>,
     /// Peak learning rate [default: 0.003 with Muon, 0.001 with AdamW]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f32>,
     /// Inner optimiser [default: muon]
     #[arg(long, value_enum)]

@@ -1,0 +1,76 @@
+//! `kill -9` at any moment: training resumes, nothing is paid twice, nothing acknowledged is lost, the ledger balances.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+#![cfg(unix)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::Hydra;
+use hydra::ledger::{Ledger, LedgerConfig};
+use hydra::protocol::{Emission, Seed, below};
+use hydra::store::{Database, LedgerStore, StateDir};
+
+/// What a killed process left: the transfers of the journal, after checking the journal from the first to the last.
+fn transfers(hydra: &Hydra) -> u64 {
+    let path = StateDir::database(&hydra.state());
+    if !path.exists() {
+        return 0;
+    }
+    let mut store = LedgerStore::new(Database::open(path).unwrap());
+    let config = LedgerConfig { emission: Emission::default(), verifiers: [].into() };
+    let ledger = Ledger::open(config, &mut store).unwrap();
+    ledger.book().assert_invariants();
+    ledger.journal().length()
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_as_if_it_never_was() {
+    const ROUNDS: &str = "12";
+    let untouched = Hydra::new().up_json(&["--rounds", ROUNDS]);
+
+    let hydra = Hydra::new();
+    let mut rng = Seed::from_number(2026).rng();
+    let (mut paid, mut kills) = (0, 0);
+    for _ in 0..40 {
+        let mut process = hydra.spawn(&["up", "--rounds", ROUNDS]);
+        std::thread::sleep(Duration::from_millis(20 + below(&mut rng, 400)));
+        if process.try_wait().unwrap().is_some() {
+            break;
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        kills += 1;
+        let now = transfers(&hydra);
+        assert!(now >= paid, "{} transfers were acknowledged and are gone", paid - now);
+        paid = now;
+    }
+    assert!(kills >= 3, "killed {kills} times only: this test shows nothing");
+
+    // Either this finishes what was asked for, or the last process did and one more run changes only its own rounds.
+    let summary = hydra.up_json(&["--rounds", ROUNDS]);
+    let rounds = summary["rounds"].as_u64().unwrap();
+    assert!(rounds == 12 || rounds == 24, "{rounds}");
+    if rounds == 12 {
+        assert_eq!(summary["model_digest"], untouched["model_digest"], "a crash changed what was learnt");
+    }
+    assert_eq!(summary["debits_equal_credits"], true);
+    assert_eq!(summary["transfers"], 2 * rounds, "one transfer a task");
+    assert_eq!(summary["emitted"], (rounds * 100_000_000).to_string());
+    assert_eq!(summary["val_loss_first"], untouched["val_loss_first"]);
+}
+
+#[test]
+fn the_first_interrupt_finishes_the_round() {
+    let hydra = Hydra::new();
+    let mut process = hydra.spawn(&["up", "--json"]);
+    // The keys are made when the database is: before that, looking into it would get in the way.
+    common::wait_for(|| hydra.state().join("keys/verifier.key").exists() && transfers(&hydra) >= 4);
+    let status = std::process::Command::new("kill").args(["-INT", &process.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    assert!(process.wait().unwrap().success());
+    let paid = transfers(&hydra);
+    assert!(paid.is_multiple_of(2), "a round was left half paid: {paid} transfers");
+    assert_eq!(hydra.up_json(&["--rounds", "1"])["rounds"].as_u64(), Some(paid / 2 + 1));
+}
