@@ -113,7 +113,7 @@ fn bad_data_is_named_and_nothing_is_begun() {
 fn any_bytes_can_be_trained_on() {
     let hydra = Hydra::new();
     let path = hydra.folder().join("noise.bin");
-    fs::write(&path, (0..20_000u32).map(|i| (i * i >> 7) as u8).collect::<Vec<_>>()).unwrap();
+    fs::write(&path, (0..20_000u32).map(|i| ((i * i) >> 7) as u8).collect::<Vec<_>>()).unwrap();
     let summary = hydra.up_json(&["--rounds", "1", "--data", path.to_str().unwrap()]);
     assert_eq!(summary["rounds"], 1);
 }
