@@ -59,7 +59,7 @@ struct Book;
 pub fn read(paths: &[PathBuf]) -> Result<Data, DataError> {
     let mut data = Data { corpus: Corpus::default(), documents: 0, bytes: 0, source: String::new() };
     if paths.is_empty() {
-        data.source = "Hydra's own code and documentation".to_owned();
+        data.source = String::from("Hydra's own code and documentation");
         data.push(include_bytes!("../README.md"))?;
         let book = Book::iter().filter(|name| name.ends_with(".md")).filter_map(|name| Book::get(&name));
         for file in book.chain(Code::iter().filter_map(|name| Code::get(&name))) {

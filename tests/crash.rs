@@ -64,6 +64,25 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_never_was() {
 }
 
 #[test]
+fn a_disk_that_fills_up_stops_the_run_and_loses_nothing() {
+    let untouched = Hydra::new();
+    untouched.up_json(&["--rounds", "1"]);
+    let expected = untouched.up_json(&["--rounds", "3"]);
+
+    let hydra = Hydra::new();
+    hydra.up_json(&["--rounds", "1"]);
+    // No file may grow beyond this: the log of the database cannot, or the payloads, or the checkpoint.
+    for kib in [8, 64, 200, 1024] {
+        let error = hydra.fails_with_full_disk(&["up", "--rounds", "3"], kib);
+        assert!(error.contains("error: ") && !error.contains("panicked"), "{kib} KiB: {error}");
+    }
+    let summary = hydra.up_json(&["--rounds", "3"]);
+    for what in ["rounds", "model_digest", "transfers", "emitted", "debits_equal_credits"] {
+        assert_eq!(summary[what], expected[what], "a full disk changed {what}");
+    }
+}
+
+#[test]
 fn the_first_interrupt_finishes_the_round() {
     let hydra = Hydra::new();
     let mut process = hydra.spawn(&["up", "--json"]);

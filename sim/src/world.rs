@@ -162,6 +162,9 @@ impl RecordStore for MemoryRecords {
 }
 
 /// Plays a scenario with `seed`, computing on `threads` real threads (which changes nothing but how long it takes).
+///
+/// # Panics
+/// Where the operating system has no event queue to give.
 pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, SimError> {
     let data = data::read(&scenario.job.data)?;
     data.corpus.check(scenario.job.model.context)?;

@@ -3,14 +3,13 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use rand::TryRng;
-use rand::rngs::SysRng;
 
 use super::{Failure, device, state_dir};
 use crate::coordinator::State;
 use crate::inference::{Sampler, Utf8Pieces, generate};
 use crate::model::{Predictor, checkpoint};
 use crate::protocol::{Seed, limits};
+use crate::runtime::entropy;
 use crate::store::{Blobs, Database, FolderBlobs, RunStore, StateDir};
 
 /// Let the newest model continue a text
@@ -37,9 +36,12 @@ pub(super) struct GenerateArgs {
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let device = device(&args.device)?;
-    let seed = match args.seed {
-        Some(seed) => seed,
-        None => SysRng.try_next_u64().context("the operating system gives no random numbers; use --seed")?,
+    let seed = if let Some(seed) = args.seed {
+        seed
+    } else {
+        let mut bytes = [0; 8];
+        entropy(&mut bytes).context("the operating system gives no random numbers; use --seed")?;
+        u64::from_le_bytes(bytes)
     };
     let mut sampler =
         Sampler::new(args.temperature, &Seed::from_number(seed)).map_err(|error| Failure::Usage(error.into()))?;

@@ -27,7 +27,7 @@ Examples:
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -53,6 +53,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Runs a command; prints one report when it fails.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
+    end_on_panic();
     let result = match args.command {
         Command::Up(args) => up::run(&args),
         Command::Generate(args) => generate::run(&args),
@@ -64,6 +65,17 @@ pub fn run(args: Args) -> ExitCode {
     };
     eprintln!("error: {error:#}");
     ExitCode::from(code)
+}
+
+/// A panic in any thread or actor ends the process. What would go on without the dead part only looks alive, and what
+/// is acknowledged is on disk.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        eprintln!("error: this is a bug in hydra. Nothing acknowledged is lost: the same command goes on from there");
+        std::process::exit(101);
+    }));
 }
 
 /// The state directory: as given, or Hydra's folder in the platform's data directory.

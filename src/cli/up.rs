@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use actix::System;
 use anyhow::{Context, anyhow};
@@ -19,7 +18,7 @@ use crate::model::{BurnEngine, Preset};
 use crate::protocol::{
     Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed, Timing, limits,
 };
-use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, Watch};
+use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch};
 use crate::store::{Blobs, Database, FolderBlobs, Goal, LedgerStore, RunStore, StateDir};
 use crate::swarm::{Member, Running, Swarm};
 use crate::training::Params;
@@ -303,7 +302,7 @@ fn plan(rounds: Option<u32>, store: &mut RunStore, done: Round) -> Result<Option
 struct Outcome {
     state: State,
     tokens_before: u64,
-    began: Instant,
+    began: Stopwatch,
 }
 
 /// Runs the world until its rounds are done or somebody stops it.
@@ -332,7 +331,7 @@ fn train(
         // Nobody hears notes any more when the command is over.
         let _ = notes.send(note);
     });
-    let began = now();
+    let began = Stopwatch::start();
     let system = System::with_tokio_rt(|| {
         #[expect(clippy::expect_used, reason = "actix takes no error here; without a runtime there is nothing to do")]
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the system has no event queue")
@@ -452,7 +451,7 @@ fn describe(spec: &RunSpec, folder: &StateDir, done: Round, workers: u32, end: O
 /// The final word: everything is read back from disk, the ledger's whole journal included.
 fn report(args: &UpArgs, folder: &StateDir, blobs: &FolderBlobs, outcome: Outcome) -> Result<(), Failure> {
     let Outcome { state, tokens_before, began } = outcome;
-    let time = now().duration_since(began);
+    let time = began.elapsed();
     let database = StateDir::database(folder.path());
     // What was asked for is done, or was stopped on purpose: the next `up --rounds` begins anew from here.
     RunStore::new(Database::open(&database)?).set_goal(None)?;
@@ -470,9 +469,4 @@ fn report(args: &UpArgs, folder: &StateDir, blobs: &FolderBlobs, outcome: Outcom
     let place = args.state_dir.as_ref().map_or(String::new(), |dir| format!(" --state-dir {}", dir.display()));
     println!("\nNext: hydra generate \"The \"{place}   (with cargo: cargo run -- generate \"The \"{place})");
     Ok(())
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long a command took is for people, and is no input of anything")]
-fn now() -> Instant {
-    Instant::now()
 }

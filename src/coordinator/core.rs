@@ -12,7 +12,7 @@ use crate::verifier::{AdmissionJob, Candidate, Job, StatisticsJob};
 const LONG_POLL: Duration = Duration::from_secs(20);
 
 /// How long the verifier and the ledger may take to answer before they are asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_mins(1);
 
 /// What happens to a coordinator. `R` is whatever takes a reply back to whoever asked.
 #[derive(Debug)]

@@ -3,10 +3,12 @@
 //! Everything here has a real and a simulated form; actors see only the traits.
 
 mod clock;
+mod entropy;
 mod executor;
 mod watch;
 
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, Stopwatch, SystemClock};
+pub use entropy::entropy;
 pub use executor::{Delivery, Executor, Threads, Work, WorkKind};
 pub use watch::{Note, Watch};
 

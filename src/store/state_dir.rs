@@ -2,10 +2,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use rand::TryRng;
-use rand::rngs::SysRng;
-
 use crate::protocol::Keypair;
+use crate::runtime::entropy;
 
 /// A folder that holds one run: `hydra.db`, `blobs/`, `keys/`. Locked while it is open, so that only one process
 /// writes to it.
@@ -104,7 +102,7 @@ impl StateDir {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut secret = [0; 32];
-                SysRng.try_fill_bytes(&mut secret).map_err(|error| io_error(&path)(io::Error::other(error)))?;
+                entropy(&mut secret).map_err(io_error(&path))?;
                 let key = Keypair::from_secret(&secret);
                 write_private(&path, &data_encoding::HEXLOWER.encode(key.secret())).map_err(io_error(&path))?;
                 Ok(key)

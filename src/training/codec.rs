@@ -1,11 +1,12 @@
 //! How pseudo-gradients travel.
 //!
 //! A payload is one byte that names the codec, then every tensor in layout order. Gains are f32 little-endian.
-//! Matrices are f32, bf16, or blocks of [`CODEC_BLOCK`](limits::CODEC_BLOCK) numbers: a bf16 scale (the block's
-//! largest magnitude, rounded up) and a whole number of quanta of `scale / levels` for each number. Rounding is
-//! stochastic and unbiased (as in [QSGD](https://arxiv.org/abs/1610.02132)), seeded by the task: a payload is a pure
-//! function of its task. The length of a payload follows from the layout and the codec, and every value has one
-//! encoding, so nothing can hide in it.
+//! Matrices are f32, bf16, or blocks of [`CODEC_BLOCK`](limits::CODEC_BLOCK) numbers: a bf16 scale and a whole number of
+//! quanta of `scale / levels` for each number. Rounding is stochastic (as in [QSGD](https://arxiv.org/abs/1610.02132)),
+//! seeded by the task: a payload is a pure function of its task. It is unbiased, number by number, where the scale is
+//! the block's largest magnitude; ternary blocks are clipped first (see `clipped`), which costs that and brings less
+//! than half the noise. The length of a payload follows from the layout and the codec, and every value has one encoding,
+//! so nothing can hide in it.
 
 use rand::Rng;
 
@@ -172,13 +173,11 @@ impl Codec {
 pub const CODECS: [Codec; 5] = [Codec::Fp32, Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Ternary];
 
 fn encode_block(block: &[f32], levels: i32, per_byte: usize, rng: &mut impl Rng, out: &mut Vec<u8>) {
-    let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let bits = bf16_not_below(largest);
-    let scale = from_bf16(bits);
+    let (bits, full) = if levels == 1 { clipped(block) } else { unclipped(block) };
     out.extend(bits.to_le_bytes());
-    // A scale so small that dividing by it overflows is as good as zero; its codes are drawn all the same, so that
+    // A range so small that dividing by it overflows is as good as zero; its codes are drawn all the same, so that
     // the stream of draws does not depend on the values.
-    let quanta_per_unit = if scale > f32::MIN_POSITIVE { levels as f32 / scale } else { 0.0 };
+    let quanta_per_unit = if full > f32::MIN_POSITIVE { levels as f32 / full } else { 0.0 };
     let radix = 2 * levels + 1;
     for codes in block.chunks(per_byte) {
         let mut byte = 0i32;
@@ -191,6 +190,23 @@ fn encode_block(block: &[f32], levels: i32, per_byte: usize, rng: &mut impl Rng,
         }
         out.push(u8::try_from(byte).unwrap_or(u8::MAX));
     }
+}
+
+/// The scale to write, and the magnitude that gets the highest code: the largest of the block, so nothing is clipped.
+fn unclipped(block: &[f32]) -> (u16, f32) {
+    let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let bits = bf16_not_below(largest);
+    (bits, from_bf16(bits))
+}
+
+/// The same for a single level: magnitudes from [`TERNARY_CLIP`](limits::TERNARY_CLIP) root mean squares on always get the code, and the
+/// scale is made larger for it, so that the block keeps its length along itself (`E[⟨x, q(x)⟩] = ⟨x, x⟩`).
+fn clipped(block: &[f32]) -> (u16, f32) {
+    let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let squares: f64 = block.iter().map(|&value| f64::from(value).powi(2)).sum();
+    let full = (limits::TERNARY_CLIP * (squares / block.len() as f64).sqrt()).min(f64::from(largest));
+    let kept: f64 = block.iter().map(|&value| f64::from(value.abs()) * f64::from(value.abs()).min(full)).sum();
+    if kept > 0.0 { (nearest_bf16((full * squares / kept) as f32), full as f32) } else { (0, 0.0) }
 }
 
 fn decode_block(
@@ -248,6 +264,11 @@ fn bf16_not_below(value: f32) -> u16 {
     let bits = value.to_bits();
     let up = (bits >> 16) + u32::from(bits & 0xffff != 0);
     u16::try_from(up.min(0x7f7f)).unwrap_or(0x7f7f)
+}
+
+/// The bf16 nearest to a finite `value` ≥ 0.
+fn nearest_bf16(value: f32) -> u16 {
+    u16::try_from(((value.to_bits() + 0x8000) >> 16).min(0x7f7f)).unwrap_or(0x7f7f)
 }
 
 /// One of the two neighbouring bf16, the nearer one more often; never an infinity.
@@ -335,26 +356,61 @@ mod tests {
         }
     }
 
+    /// What decoding gives on average over many seeds.
+    fn mean_of_decoded(codec: Codec, original: &Params) -> Vec<f64> {
+        let mut mean = vec![0.0f64; original.values().len()];
+        let rounds = 2000;
+        for seed in 0..rounds {
+            let payload = codec.encode(original, &Seed::from_number(seed)).unwrap();
+            let add = |place: usize, value: f32| mean[place] += f64::from(value) / rounds as f64;
+            codec.decode_each(original.layout(), &payload, add).unwrap();
+        }
+        mean
+    }
+
     #[test]
     fn rounding_is_unbiased() {
-        for codec in [Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Ternary] {
+        for codec in [Codec::Bf16, Codec::Int8, Codec::Int4] {
             let original = update(3, 1.0);
-            let mut mean = vec![0.0f64; original.values().len()];
-            let rounds = 2000;
-            for seed in 0..rounds {
-                let payload = codec.encode(&original, &Seed::from_number(seed)).unwrap();
-                codec
-                    .decode_each(original.layout(), &payload, |place, value| {
-                        mean[place] += f64::from(value) / rounds as f64;
-                    })
-                    .unwrap();
-            }
+            let mean = mean_of_decoded(codec, &original);
             // All numbers together: one that rounding favours shows a thousand times.
             let (sum, bias) = original.values().iter().zip(&mean).fold((0.0, 0.0), |(sum, bias), (&was, is)| {
                 (sum + f64::from(was.abs()), bias + (is - f64::from(was)) * f64::from(was.signum()))
             });
             assert!((bias / sum).abs() < 2e-3, "{codec:?} is biased by {}", bias / sum);
         }
+    }
+
+    #[test]
+    fn ternary_keeps_the_length_of_every_block_along_itself() {
+        let original = update(3, 1.0);
+        let mean = mean_of_decoded(Codec::Ternary, &original);
+        for tensor in original.layout().tensors().iter().filter(|tensor| tensor.role != Role::Gain) {
+            let (was, is) = (original.tensor(tensor), &mean[tensor.range()]);
+            for (was, is) in was.chunks(limits::CODEC_BLOCK).zip(is.chunks(limits::CODEC_BLOCK)) {
+                let along: f64 = was.iter().zip(is).map(|(&was, is)| f64::from(was) * is).sum();
+                let squares: f64 = was.iter().map(|&was| f64::from(was).powi(2)).sum();
+                assert!((along / squares - 1.0).abs() < 0.05, "{along} of {squares}");
+            }
+        }
+    }
+
+    #[test]
+    fn clipping_leaves_less_than_half_the_noise_of_a_scale_that_fits_the_largest_number() {
+        let original = update(3, 1.0);
+        let payload = Codec::Ternary.encode(&original, &Seed::from_number(1)).unwrap();
+        let decoded = Codec::Ternary.decode(original.layout(), &payload).unwrap();
+        let (mut noise, mut unclipped_noise) = (0.0, 0.0);
+        for tensor in original.layout().tensors().iter().filter(|tensor| tensor.role != Role::Gain) {
+            let (was, is) = (original.tensor(tensor), decoded.tensor(tensor));
+            for (was, is) in was.chunks(limits::CODEC_BLOCK).zip(is.chunks(limits::CODEC_BLOCK)) {
+                let largest = was.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                // Stochastic rounding to ±largest or zero has this variance.
+                unclipped_noise += was.iter().map(|was| f64::from(was.abs() * (largest - was.abs()))).sum::<f64>();
+                noise += was.iter().zip(is).map(|(was, is)| f64::from(is - was).powi(2)).sum::<f64>();
+            }
+        }
+        assert!(noise < 0.5 * unclipped_noise, "{noise} of {unclipped_noise}");
     }
 
     #[test]

@@ -68,6 +68,20 @@ impl Hydra {
         error
     }
 
+    /// Runs a command that cannot make any file larger than this, which must fail: what it said.
+    #[cfg(unix)]
+    pub fn fails_with_full_disk(&self, arguments: &[&str], kib: u32) -> String {
+        let command = self.command(arguments);
+        // Ignored, the signal becomes an error of `write`, as on a disk without space.
+        let limit = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", 2 * kib);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &limit, "sh"]).arg(command.get_program()).args(command.get_args());
+        let output = limited.stdin(Stdio::null()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{kib} KiB: {error}");
+        error
+    }
+
     /// Runs `up --json`, whose standard output must be one JSON object.
     pub fn up_json(&self, arguments: &[&str]) -> serde_json::Value {
         serde_json::from_str(&self.ok(&[&["up", "--json"], arguments].concat())).unwrap()
@@ -81,7 +95,8 @@ impl Hydra {
 
 /// Something to learn.
 pub fn text() -> String {
-    (0..400).map(|line| format!("line {line}: to be or not to be, that is the question\n")).collect()
+    (0..400)
+        .fold(String::new(), |text, line| text + &format!("line {line}: to be or not to be, that is the question\n"))
 }
 
 /// Waits until something is so; gives up after half a minute.

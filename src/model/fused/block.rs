@@ -88,6 +88,7 @@ pub(super) fn front<'a>(rest: &mut &'a [f32], length: usize) -> &'a [f32] {
 }
 
 /// Cuts the first `length` numbers off.
+#[expect(clippy::mut_mut, reason = "it shortens the caller's view")]
 pub(super) fn front_mut<'a>(rest: &mut &'a mut [f32], length: usize) -> &'a mut [f32] {
     let (front, back) = std::mem::take(rest).split_at_mut(length);
     *rest = back;
