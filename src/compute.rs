@@ -28,12 +28,12 @@ pub enum ComputeError {
     #[error(transparent)]
     Blob(#[from] BlobError),
     /// A model is damaged.
-    #[error("the model {digest} is damaged: {source}")]
+    #[error("the model {digest} is damaged: {error}")]
     Checkpoint {
         /// Which.
         digest: Digest,
         /// How.
-        source: CheckpointError,
+        error: CheckpointError,
     },
     /// The dataset is damaged.
     #[error(transparent)]
@@ -121,14 +121,14 @@ impl Compute {
     /// Keeps a model: its digest.
     pub fn save(&self, params: &Params) -> Result<Digest, ComputeError> {
         let bytes = checkpoint::encode(params)
-            .map_err(|source| ComputeError::Checkpoint { digest: Digest::of(&[]), source })?;
+            .map_err(|error| ComputeError::Checkpoint { digest: Digest::of(&[]), error })?;
         Ok(self.blobs.put(&bytes)?)
     }
 
     /// The model with this digest.
     pub fn load(&self, digest: &Digest, model: &ModelSpec) -> Result<Params, ComputeError> {
         let bytes = self.blobs.get(digest)?;
-        checkpoint::decode(&bytes, model).map_err(|source| ComputeError::Checkpoint { digest: *digest, source })
+        checkpoint::decode(&bytes, model).map_err(|error| ComputeError::Checkpoint { digest: *digest, error })
     }
 
     fn model(&self, digest: &Digest, model: &ModelSpec) -> Result<Arc<Params>, ComputeError> {

@@ -6,7 +6,7 @@ use super::{Digest, Message, Round, RunId, RunSpec, Seed, TaskId, Time, wire};
 /// One piece of training work, and all that its result depends on.
 ///
 /// A task is a pure function: the same task on the same base model and data gives the same payload, whoever
-/// computes it (up to the rounding of the device; FACTS of that are in the book's verification chapter). So it names
+/// computes it (up to the rounding of the device, which verification allows for). So it names
 /// no worker, no time and nothing that a worker carries over from earlier work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Task {

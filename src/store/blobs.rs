@@ -35,12 +35,12 @@ pub enum BlobError {
     #[error("a blob of {0} bytes is over the limit of {limit}", limit = limits::BLOB_BYTES_MAX)]
     TooLarge(u64),
     /// The file system refused.
-    #[error("cannot use {}: {source}", path.display())]
+    #[error("cannot use {}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What it said.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -58,11 +58,11 @@ impl FolderBlobs {
     /// Opens `folder`, making it where it is missing. The caller must be its only user: see the state directory's
     /// lock.
     pub fn open(folder: &Path) -> Result<Self, BlobError> {
-        fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
-        for entry in fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
-            let path = entry.map_err(|source| io_error(folder, source))?.path();
+        fs::create_dir_all(folder).map_err(|error| io_error(folder, error))?;
+        for entry in fs::read_dir(folder).map_err(|error| io_error(folder, error))? {
+            let path = entry.map_err(|error| io_error(folder, error))?.path();
             if path.extension().is_some_and(|extension| extension == "part") {
-                fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
+                fs::remove_file(&path).map_err(|error| io_error(&path, error))?;
             }
         }
         Ok(Self { folder: folder.to_owned(), parts: AtomicU64::new(0) })
@@ -98,10 +98,10 @@ impl FolderBlobs {
             .and_then(|()| fs::rename(&part, path))
             .and_then(|()| sync_folder(folder))
             .and_then(|()| if made_folder { sync_folder(&self.folder) } else { Ok(()) });
-        written.map_err(|source| {
+        written.map_err(|error| {
             // The error is what matters; a part that cannot be removed is cleared away at the next start.
             let _ = fs::remove_file(&part);
-            io_error(path, source)
+            io_error(path, error)
         })
     }
 }
@@ -122,17 +122,17 @@ impl Blobs for FolderBlobs {
         let size = match fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::Missing(*digest)),
-            Err(source) => return Err(io_error(&path, source)),
+            Err(error) => return Err(io_error(&path, error)),
         };
         check_size(size)?;
-        let bytes = fs::read(&path).map_err(|source| io_error(&path, source))?;
+        let bytes = fs::read(&path).map_err(|error| io_error(&path, error))?;
         if Digest::of(&bytes) == *digest { Ok(bytes) } else { Err(BlobError::Damaged { path }) }
     }
 
     fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error(&path, source)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path, error)),
             _ => Ok(()),
         }
     }
@@ -167,8 +167,8 @@ fn check_size(bytes: u64) -> Result<(), BlobError> {
     if bytes > limits::BLOB_BYTES_MAX { Err(BlobError::TooLarge(bytes)) } else { Ok(()) }
 }
 
-fn io_error(path: &Path, source: io::Error) -> BlobError {
-    BlobError::Io { path: path.to_owned(), source }
+fn io_error(path: &Path, error: io::Error) -> BlobError {
+    BlobError::Io { path: path.to_owned(), error }
 }
 
 /// Makes a rename in `folder` survive a power cut. Windows cannot sync a folder and does not need to.
