@@ -118,10 +118,17 @@ impl Compute {
         checks::check(job, |digest| self.blobs.get(digest).ok())
     }
 
+    /// The blobs of a dataset: its manifest and its shards.
+    pub fn dataset_blobs(&self, manifest: &Digest) -> Result<Vec<Digest>, ComputeError> {
+        let shards = Manifest::decode(&self.blobs.get(manifest)?)?;
+        let shards = shards.train.iter().chain(&shards.validation).map(|shard| shard.digest);
+        Ok(shards.chain([*manifest]).collect())
+    }
+
     /// Keeps a model: its digest.
     pub fn save(&self, params: &Params) -> Result<Digest, ComputeError> {
-        let bytes = checkpoint::encode(params)
-            .map_err(|error| ComputeError::Checkpoint { digest: Digest::of(&[]), error })?;
+        let bytes =
+            checkpoint::encode(params).map_err(|error| ComputeError::Checkpoint { digest: Digest::of(&[]), error })?;
         Ok(self.blobs.put(&bytes)?)
     }
 

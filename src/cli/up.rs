@@ -152,6 +152,10 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
         )
     })?;
 
+    let mut needed = state.blobs();
+    needed.extend(compute.dataset_blobs(&state.spec().dataset)?);
+    blobs.retain(&needed)?;
+
     let members = args.workers.unwrap_or_else(|| default_workers().min(state.spec().tasks_per_round));
     let end = plan(args.rounds, &mut store, state.round())?;
     let outcome = train(&folder, store, &compute, state, members, end)?;

@@ -214,6 +214,17 @@ impl State {
         state
     }
 
+    /// Every blob but the dataset that the run still needs: the newest models, the outer momentum, and what was handed in
+    /// or committed for the open round.
+    #[must_use]
+    pub fn blobs(&self) -> BTreeSet<Digest> {
+        let newest = self.lineage.len().saturating_sub(limits::MODELS_KEPT as usize);
+        let models = self.lineage.iter().skip(newest).map(|model| model.digest);
+        let committed = self.slots.iter().flat_map(|slot| slot.commitments.values().map(|(_, made)| made.payload));
+        let handed_in = self.slots.iter().filter_map(|slot| slot.stage.payload());
+        models.chain(self.momentum).chain(committed).chain(handed_in).collect()
+    }
+
     /// Changes the state. Records were valid when they were made; one that fits nothing changes nothing.
     pub fn apply(&mut self, record: &Record) {
         match record {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -72,6 +72,29 @@ impl FolderBlobs {
     #[must_use]
     pub fn read_only(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), parts: AtomicU64::new(0) }
+    }
+
+    /// Removes every blob that is not in `keep`: what a crash left between making a blob and recording it, or between
+    /// recording that it is not needed and removing it. Gives how many those were.
+    pub fn retain(&self, keep: &BTreeSet<Digest>) -> Result<u64, BlobError> {
+        let mut removed = 0;
+        for folder in fs::read_dir(&self.folder).map_err(|error| io_error(&self.folder, error))? {
+            let folder = folder.map_err(|error| io_error(&self.folder, error))?.path();
+            if !folder.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(&folder).map_err(|error| io_error(&folder, error))? {
+                let path = file.map_err(|error| io_error(&folder, error))?.path();
+                let digest: Option<Digest> =
+                    path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+                // A file whose name is no digest is not ours.
+                if digest.is_some_and(|digest| !keep.contains(&digest)) {
+                    fs::remove_file(&path).map_err(|error| io_error(&path, error))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
