@@ -16,9 +16,9 @@ use std::time::Instant;
 use hydra::data;
 use hydra::model::{BurnEngine, DeviceChoice, Preset};
 use hydra::protocol::{
-    Codec, Digest, Emission, InnerOptimizer, OuterOptimizer, Round, RunSpec, Schedule, Seed, Task, Timing,
+    Aggregation, Codec, Digest, Emission, InnerOptimizer, OuterOptimizer, Round, RunSpec, Schedule, Seed, Task, Timing,
 };
-use hydra::training::{Corpus, Engine, Layout, Mean, Params, Trained, do_task, training_batch, validation_batches};
+use hydra::training::{Corpus, Engine, Layout, Params, Trained, Update, do_task, training_batch, validation_batches};
 
 /// Tokens of every row: 2000 steps of 12 × 64.
 const STEPS: u32 = 2000;
@@ -121,6 +121,7 @@ fn train(row: &Row, corpus: &Corpus) -> f64 {
         optimizer: (row.optimizer)(),
         schedule: Schedule::new(row.rate, Some(steps.into())),
         codec: row.codec,
+        aggregation: Aggregation::default(),
         outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
         validation_windows: 2560,
         emission: Emission::default(),
@@ -169,11 +170,11 @@ fn one_round(spec: &RunSpec, engine: &BurnEngine, corpus: &Corpus, base: &Params
             results.extend(running.into_iter().map(|thread| thread.join().expect("no panic")));
         });
     }
-    let mut mean = Mean::new(Layout::of(&spec.model), tasks.iter().map(Task::tokens).sum());
-    for (task, result) in tasks.iter().zip(&results) {
-        mean.add(task.codec, &result.payload, task.tokens()).expect("a sound payload");
-    }
+    let updates = tasks.iter().zip(&results);
+    let updates: Vec<Update<'_>> =
+        updates.map(|(task, result)| Update { payload: &result.payload, tokens: task.tokens() }).collect();
+    let update = spec.aggregation.apply(spec.codec, &Layout::of(&spec.model), &updates).expect("sound payloads");
     let mut next = base.clone();
-    spec.outer.step(&mut next, None, &mean.finish());
+    spec.outer.step(&mut next, None, &update);
     next
 }

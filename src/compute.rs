@@ -8,8 +8,8 @@ use crate::model::checkpoint::{self, CheckpointError};
 use crate::protocol::{Digest, ModelSpec, RunSpec, Task, Verdict};
 use crate::store::{BlobError, Blobs};
 use crate::training::{
-    CodecError, Corpus, CorpusError, Engine, EngineError, Layout, Manifest, Mean, Params, TaskError, Trained, do_task,
-    validation_batches,
+    CodecError, Corpus, CorpusError, Engine, EngineError, Layout, Manifest, Params, TaskError, Trained, Update,
+    do_task, validation_batches,
 };
 use crate::verifier::{Job, checks};
 
@@ -84,12 +84,11 @@ impl Compute {
     /// Makes the next base model of accepted payloads: the digests of the model and of the outer momentum.
     pub fn aggregate(&self, spec: &RunSpec, job: &AggregateJob) -> Result<(Digest, Option<Digest>), ComputeError> {
         let layout = Layout::of(&spec.model);
-        let total = job.updates.iter().map(|(_, tokens)| tokens).sum();
-        let mut mean = Mean::new(Arc::clone(&layout), total);
-        for (payload, tokens) in &job.updates {
-            mean.add(spec.codec, &self.blobs.get(payload)?, *tokens)?;
-        }
-        let mean = mean.finish();
+        let payloads = job.updates.iter().map(|(digest, _)| self.blobs.get(digest)).collect::<Result<Vec<_>, _>>()?;
+        let tokens = job.updates.iter().map(|(_, tokens)| *tokens);
+        let updates: Vec<Update<'_>> =
+            payloads.iter().zip(tokens).map(|(payload, tokens)| Update { payload, tokens }).collect();
+        let mean = spec.aggregation.apply(spec.codec, &layout, &updates)?;
         let mut next = Params::clone(&*self.model(&job.base, &spec.model)?);
         let mut momentum = match (spec.outer.momentum > 0.0, job.momentum) {
             (false, _) => None,

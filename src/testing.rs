@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::protocol::{
-    Codec, Digest, Emission, InnerOptimizer, Keypair, ModelSpec, OuterOptimizer, RunSpec, Schedule, Seed, Timing,
+    Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, ModelSpec, OuterOptimizer, RunSpec, Schedule, Seed,
+    Timing,
 };
 
 /// A run of a very small model with `tasks` tasks in a round.
@@ -18,6 +19,7 @@ pub fn spec(tasks: u32) -> RunSpec {
         optimizer: InnerOptimizer::muon(),
         schedule: Schedule::new(3e-3, None),
         codec: Codec::Ternary,
+        aggregation: Aggregation::default(),
         outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
         validation_windows: 8,
         emission: Emission::default(),

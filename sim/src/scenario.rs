@@ -3,7 +3,8 @@ use std::time::Duration;
 use std::{fs, io};
 
 use hydra::protocol::{
-    Codec, Digest, Emission, InnerOptimizer, ModelSpec, OuterOptimizer, RunSpec, Schedule, Seed, SpecError, Timing,
+    Aggregation, Codec, Digest, Emission, InnerOptimizer, ModelSpec, OuterOptimizer, RunSpec, Schedule, Seed,
+    SpecError, Timing,
 };
 use serde::Deserialize;
 
@@ -50,6 +51,9 @@ pub struct Job {
     /// How updates travel.
     #[serde(default = "default_codec")]
     pub codec: Codec,
+    /// How the updates of a round become one.
+    #[serde(default)]
+    pub aggregation: Aggregation,
     /// Files and folders to train on, relative to the scenario file; Hydra's own code and documentation where none are
     /// named.
     #[serde(default)]
@@ -182,6 +186,7 @@ impl Scenario {
             optimizer: InnerOptimizer::muon(),
             schedule: Schedule::new(job.learning_rate, Some(steps)),
             codec: job.codec,
+            aggregation: job.aggregation,
             outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
             validation_windows: 64,
             emission: Emission::default(),

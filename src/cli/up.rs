@@ -16,7 +16,8 @@ use crate::data;
 use crate::ledger::{Ledger, LedgerConfig};
 use crate::model::{BurnEngine, Preset};
 use crate::protocol::{
-    Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed, Timing, limits,
+    Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed,
+    Timing, limits,
 };
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch};
 use crate::store::{Blobs, Database, FolderBlobs, Goal, LedgerStore, RunStore, StateDir};
@@ -192,6 +193,7 @@ impl UpArgs {
             optimizer,
             schedule: Schedule::new(self.lr.unwrap_or(rate), total_steps),
             codec: self.codec.unwrap_or(CodecName::Ternary).into(),
+            aggregation: Aggregation::default(),
             outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
             validation_windows: VALIDATION_WINDOWS,
             emission: Emission::default(),

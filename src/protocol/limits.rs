@@ -47,6 +47,10 @@ pub const CODEC_BLOCK: usize = 64;
 /// worker: 1.7 gives a validation loss of 1.641, 1.25 gives 1.631, 0.9 gives 1.624; no clipping gives 1.671.
 pub const TERNARY_CLIP: f64 = 0.9;
 
+/// Centred clipping bounds updates from this many median distances on. Distances of honest updates lie within a few per
+/// cent of each other, so they are never bounded.
+pub const CLIP_RADIUS: f64 = 1.2;
+
 /// Warm-up of a run that has no planned end, in inner steps: some tasks' worth.
 pub const WARMUP_STEPS_OPEN_END: u64 = 100;
 

@@ -24,8 +24,8 @@ pub use id::{Round, RunId, TaskId, Time};
 pub use message::{RefusalReason, WorkerReply, WorkerRequest};
 pub use seed::{Seed, below};
 pub use spec::{
-    AdamW, Codec, Emission, InnerOptimizer, ModelSpec, Muon, OuterOptimizer, RunSpec, Schedule, SpecError, Timing,
-    VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,
+    AdamW, Aggregation, Codec, Emission, InnerOptimizer, ModelSpec, Muon, OuterOptimizer, Rule, RunSpec, Schedule,
+    SpecError, Timing, VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,
 };
 pub use submission::{Commitment, Submission};
 pub use task::{Lease, Task};

@@ -32,7 +32,9 @@ pub struct RunSpec {
     pub schedule: Schedule,
     /// How pseudo-gradients travel.
     pub codec: Codec,
-    /// What makes the next base model of them.
+    /// What makes one update of them.
+    pub aggregation: Aggregation,
+    /// What makes the next base model of that.
     pub outer: OuterOptimizer,
     /// Random windows of the validation split that a base model is measured on.
     pub validation_windows: u32,
@@ -165,6 +167,68 @@ pub enum Codec {
     Ternary,
 }
 
+/// How the accepted updates of a round become one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aggregation {
+    /// Updates longer than this many times the median length are shortened to it first. `None` leaves them as they are.
+    pub norm_limit: Option<f32>,
+    /// What is done then.
+    pub rule: Rule,
+}
+
+/// A rule of aggregation. All weigh by tokens. The coordinate-wise one needs updates with most of their numbers exact:
+/// with the ternary codec it mostly trims rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Rule {
+    /// The mean.
+    Mean,
+    /// [Centred clipping](https://arxiv.org/abs/2012.10333): the mean where the updates agree; where some lie far from
+    /// most, their pull is bounded.
+    CentredClip,
+    /// The point with the least sum of distances ([RFA](https://arxiv.org/abs/1912.13445)).
+    GeometricMedian,
+    /// Of each number, the mean without this share of the updates at each end
+    /// ([Yin et al.](https://arxiv.org/abs/1803.01498)).
+    TrimmedMean {
+        /// From 0 to below a half.
+        trim: f32,
+    },
+    /// The one update that is nearest to its neighbours ([Krum](https://arxiv.org/abs/1703.02757)).
+    Krum {
+        /// How many updates may lie.
+        byzantine: u32,
+    },
+}
+
+impl Default for Aggregation {
+    /// No update pulls more than one of median length, and none from far away.
+    fn default() -> Self {
+        Self { norm_limit: Some(1.0), rule: Rule::CentredClip }
+    }
+}
+
+impl Aggregation {
+    /// The plain mean.
+    pub const MEAN: Self = Self { norm_limit: None, rule: Rule::Mean };
+
+    fn validate(self) -> Result<(), SpecError> {
+        if let Some(limit) = self.norm_limit {
+            positive("the norm limit", limit, 1000.0)?;
+        }
+        match self.rule {
+            Rule::TrimmedMean { trim } if !(0.0..0.5).contains(&trim) => {
+                Err(SpecError::new("the share to trim", trim, "from 0 to below 0.5"))
+            }
+            Rule::Krum { byzantine } => {
+                within("the number of byzantine updates", byzantine, 0, limits::TASKS_PER_ROUND_MAX)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The outer optimiser: Nesterov momentum over the averaged pseudo-gradient
 /// ([DiLoCo](https://arxiv.org/abs/2311.08105)). Rate 1 and momentum 0 is plain averaging of the workers' models.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -249,6 +313,7 @@ impl RunSpec {
         within("the number of validation windows", self.validation_windows, 1, limits::VALIDATION_WINDOWS_MAX)?;
         let tokens = u64::from(self.batch) * u64::from(self.model.context);
         within("the number of tokens in a step (batch × context)", tokens, 1, limits::STEP_TOKENS_MAX)?;
+        self.aggregation.validate()?;
         positive("the learning rate", self.schedule.peak, 1.0)?;
         positive("the outer learning rate", self.outer.rate, 10.0)?;
         if !(0.0..1.0).contains(&self.outer.momentum) {

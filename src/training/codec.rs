@@ -8,9 +8,11 @@
 //! than half the noise. The length of a payload follows from the layout and the codec, and every value has one encoding,
 //! so nothing can hide in it.
 
+use std::sync::Arc;
+
 use rand::Rng;
 
-use super::{Layout, Params, Role};
+use super::{Layout, Params, Role, TensorSpec};
 use crate::protocol::{Codec, Seed, limits};
 
 /// Why a payload was refused.
@@ -113,58 +115,62 @@ impl Codec {
         Ok(out)
     }
 
-    /// Decodes a payload that nobody vouches for, handing `visit` each number and its place among the parameters, in
-    /// order. Nothing of the model's size is held, so a coordinator can add many payloads into one buffer.
-    pub fn decode_each(
-        self,
-        layout: &Layout,
-        payload: &[u8],
-        mut visit: impl FnMut(usize, f32),
-    ) -> Result<(), CodecError> {
+    /// Refuses a payload that cannot be of this codec and layout by its length and its first byte.
+    pub fn check(self, layout: &Layout, payload: &[u8]) -> Result<(), CodecError> {
         let (expected, actual) = (self.payload_bytes(layout), payload.len());
-        if actual != expected {
-            return Err(CodecError::Length { expected, actual });
+        match payload.first() {
+            _ if actual != expected => Err(CodecError::Length { expected, actual }),
+            Some(&tag) if tag == self.tag() => Ok(()),
+            other => Err(CodecError::Codec(other.copied().unwrap_or_default())),
         }
-        let Some((&tag, mut rest)) = payload.split_first() else {
-            return Err(CodecError::Length { expected, actual });
+    }
+
+    /// Where each tensor begins in a payload.
+    pub(super) fn tensor_offsets(self, layout: &Layout) -> Vec<usize> {
+        let mut offset = 1;
+        let begin = |tensor: &TensorSpec| {
+            let here = offset;
+            offset += self.tensor_bytes(tensor.role, tensor.len());
+            here
         };
-        if tag != self.tag() {
-            return Err(CodecError::Codec(tag));
-        }
-        for tensor in layout.tensors() {
-            let (bytes, after) = rest.split_at(self.tensor_bytes(tensor.role, tensor.len()));
-            rest = after;
-            let places = tensor.range();
-            match (tensor.role, self.kind()) {
-                (Role::Gain, _) | (_, Kind::Full) => {
-                    for (place, four) in places.zip(bytes.as_chunks::<4>().0) {
-                        visit(place, finite(f32::from_le_bytes(*four))?);
-                    }
+        layout.tensors().iter().map(begin).collect()
+    }
+
+    /// Decodes part of a tensor: `out.len()` numbers from the `first` on, a multiple of
+    /// [`CODEC_BLOCK`](limits::CODEC_BLOCK). `bytes` is the payload from the tensor's beginning on. The part ends with a
+    /// block or with the tensor.
+    pub(super) fn decode_part(self, role: Role, bytes: &[u8], first: usize, out: &mut [f32]) -> Result<(), CodecError> {
+        let short = CodecError::Length { expected: first + out.len(), actual: bytes.len() };
+        match (role, self.kind()) {
+            (Role::Gain, _) | (_, Kind::Full) => {
+                let numbers = bytes.get(4 * first..4 * (first + out.len())).ok_or(short)?.as_chunks::<4>().0;
+                out.iter_mut().zip(numbers).for_each(|(out, four)| *out = f32::from_le_bytes(*four));
+                if out.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(CodecError::NotFinite) }
+            }
+            (_, Kind::Half) => {
+                let numbers = bytes.get(2 * first..2 * (first + out.len())).ok_or(short)?.as_chunks::<2>().0;
+                out.iter_mut().zip(numbers).for_each(|(out, two)| *out = from_bf16(u16::from_le_bytes(*two)));
+                if out.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(CodecError::NotFinite) }
+            }
+            (_, Kind::Quantised { levels, per_byte }) => {
+                let whole = 2 + limits::CODEC_BLOCK.div_ceil(per_byte);
+                let blocks = bytes.get(first / limits::CODEC_BLOCK * whole..).ok_or(short)?.chunks(whole);
+                for (block, out) in blocks.zip(out.chunks_mut(limits::CODEC_BLOCK)) {
+                    let bytes = block.get(..2 + out.len().div_ceil(per_byte)).ok_or(CodecError::Code)?;
+                    decode_block(bytes, levels, per_byte, out)?;
                 }
-                (_, Kind::Half) => {
-                    for (place, two) in places.zip(bytes.as_chunks::<2>().0) {
-                        visit(place, finite(from_bf16(u16::from_le_bytes(*two)))?);
-                    }
-                }
-                (_, Kind::Quantised { levels, per_byte }) => {
-                    let block_bytes = 2 + limits::CODEC_BLOCK.div_ceil(per_byte);
-                    let starts = places.step_by(limits::CODEC_BLOCK);
-                    let ends = tensor.range().end;
-                    for (start, block) in starts.zip(bytes.chunks(block_bytes)) {
-                        let numbers = (ends - start).min(limits::CODEC_BLOCK);
-                        decode_block(block, numbers, levels, per_byte, |i, value| visit(start + i, value))?;
-                    }
-                }
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// Decodes a payload that nobody vouches for.
-    pub fn decode(self, layout: &std::sync::Arc<Layout>, payload: &[u8]) -> Result<Params, CodecError> {
-        let mut update = Params::zeros(std::sync::Arc::clone(layout));
-        let values = update.values_mut();
-        self.decode_each(layout, payload, |place, value| values[place] = value)?;
+    pub fn decode(self, layout: &Arc<Layout>, payload: &[u8]) -> Result<Params, CodecError> {
+        self.check(layout, payload)?;
+        let mut update = Params::zeros(Arc::clone(layout));
+        for (tensor, offset) in layout.tensors().iter().zip(self.tensor_offsets(layout)) {
+            self.decode_part(tensor.role, &payload[offset..], 0, &mut update.values_mut()[tensor.range()])?;
+        }
         Ok(update)
     }
 }
@@ -209,13 +215,7 @@ fn clipped(block: &[f32]) -> (u16, f32) {
     if kept > 0.0 { (nearest_bf16((full * squares / kept) as f32), full as f32) } else { (0, 0.0) }
 }
 
-fn decode_block(
-    block: &[u8],
-    numbers: usize,
-    levels: i32,
-    per_byte: usize,
-    mut visit: impl FnMut(usize, f32),
-) -> Result<(), CodecError> {
+fn decode_block(block: &[u8], levels: i32, per_byte: usize, out: &mut [f32]) -> Result<(), CodecError> {
     let Some((bits, codes)) = block.split_first_chunk::<2>() else { return Err(CodecError::Code) };
     let bits = u16::from_le_bytes(*bits);
     let scale = finite(from_bf16(bits))?;
@@ -224,19 +224,55 @@ fn decode_block(
     }
     let quantum = scale / levels as f32;
     let radix = 2 * levels + 1;
-    for (group, &byte) in codes.iter().enumerate() {
+    if levels == 1 {
+        return decode_ternary(codes, quantum, out);
+    }
+    for (out, &byte) in out.chunks_mut(per_byte).zip(codes) {
         let mut rest = i32::from(byte);
-        for i in group * per_byte..numbers.min((group + 1) * per_byte) {
+        for out in out {
             let code = rest % pack_radix(radix);
             rest /= pack_radix(radix);
             if code >= radix {
                 return Err(CodecError::Code);
             }
-            visit(i, quantum * (code - levels) as f32);
+            *out = quantum * (code - levels) as f32;
         }
         if rest != 0 {
             return Err(CodecError::Code);
         }
+    }
+    Ok(())
+}
+
+/// The five numbers of every byte below 3⁵, as −1, 0 and 1.
+const TERNARY: [[f32; 5]; 243] = {
+    let mut table = [[0.0; 5]; 243];
+    let mut byte = 0;
+    while byte < 243 {
+        let (mut rest, mut place) = (byte, 0);
+        while place < 5 {
+            table[byte][place] = (rest % 3) as f32 - 1.0;
+            rest /= 3;
+            place += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+fn decode_ternary(codes: &[u8], quantum: f32, out: &mut [f32]) -> Result<(), CodecError> {
+    let (fives, last) = out.as_chunks_mut::<5>();
+    let (whole, part) = codes.split_at(fives.len().min(codes.len()));
+    for (five, &byte) in fives.iter_mut().zip(whole) {
+        *five = TERNARY.get(usize::from(byte)).ok_or(CodecError::Code)?.map(|digit| quantum * digit);
+    }
+    for (out, &byte) in last.chunks_mut(5).zip(part) {
+        // What is left of the byte must be nothing, so that the block has one encoding.
+        if usize::from(byte) >= 3usize.pow(u32::try_from(out.len()).unwrap_or(u32::MAX)) {
+            return Err(CodecError::Code);
+        }
+        let digits = TERNARY.get(usize::from(byte)).ok_or(CodecError::Code)?;
+        out.iter_mut().zip(digits).for_each(|(out, digit)| *out = quantum * digit);
     }
     Ok(())
 }
@@ -285,8 +321,6 @@ fn finite(value: f32) -> Result<f32, CodecError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -362,8 +396,8 @@ mod tests {
         let rounds = 2000;
         for seed in 0..rounds {
             let payload = codec.encode(original, &Seed::from_number(seed)).unwrap();
-            let add = |place: usize, value: f32| mean[place] += f64::from(value) / rounds as f64;
-            codec.decode_each(original.layout(), &payload, add).unwrap();
+            let decoded = codec.decode(original.layout(), &payload).unwrap();
+            mean.iter_mut().zip(decoded.values()).for_each(|(mean, &is)| *mean += f64::from(is) / rounds as f64);
         }
         mean
     }

@@ -4,6 +4,7 @@
 //! Pure code. Gradients come from an [`Engine`], which `model` implements with burn and a simulation may implement
 //! with a surrogate objective.
 
+mod aggregate;
 mod batches;
 mod codec;
 mod corpus;
@@ -12,10 +13,10 @@ mod inner;
 mod outer;
 mod params;
 
+pub use aggregate::Update;
 pub use batches::{training_batch, validation_batches};
 pub use codec::{CODECS, CodecError};
 pub use corpus::{Corpus, CorpusError, Manifest, ShardRef, Split};
 pub use engine::{Batch, Engine, EngineError, Session};
 pub use inner::{TaskError, Trained, do_task};
-pub use outer::Mean;
 pub use params::{Layout, Params, ParamsError, Role, TensorSpec};

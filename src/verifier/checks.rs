@@ -86,14 +86,10 @@ fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Re
         return Err(Reason::TraceImpossible);
     }
     let payload = payload.ok_or(Reason::PayloadMissing)?;
-    let mut squares = 0.0f64;
-    task.codec.decode_each(&Layout::of(&task.model), payload, |_, value| squares += f64::from(value).powi(2)).map_err(
-        |error| match error {
-            CodecError::NotFinite => Reason::NotFinite,
-            other => Reason::PayloadMalformed(other.to_string()),
-        },
-    )?;
-    let norm = squares.sqrt() as f32;
+    let norm = task.codec.norm(&Layout::of(&task.model), payload).map_err(|error| match error {
+        CodecError::NotFinite => Reason::NotFinite,
+        other => Reason::PayloadMalformed(other.to_string()),
+    })? as f32;
     if norm.is_finite() { Ok(norm) } else { Err(Reason::NotFinite) }
 }
 
