@@ -51,6 +51,15 @@ pub const TERNARY_CLIP: f64 = 0.9;
 /// cent of each other, so they are never bounded.
 pub const CLIP_RADIUS: f64 = 1.2;
 
+/// The share of codes in which an honest update may differ from its replay. `benches/replay.rs`: engines that sum in
+/// another order differ in up to 1.1e-5 of the codes (ternary; 6.2e-5 in int4), the smallest cheat, one step of 30 left
+/// out at the end, in 2.5e-2 or more.
+pub const REPLAY_CODES_MAX: f64 = 1e-3;
+
+/// The relative L2 distance, of scales and of numbers that travel as such, at which a replay differs. The same bench:
+/// up to 1.6e-4 between engines, 1.9e-2 or more for the smallest cheat.
+pub const REPLAY_DISTANCE_MAX: f64 = 4e-3;
+
 /// Warm-up of a run that has no planned end, in inner steps: some tasks' worth.
 pub const WARMUP_STEPS_OPEN_END: u64 = 100;
 

@@ -15,7 +15,7 @@ mod params;
 
 pub use aggregate::Update;
 pub use batches::{training_batch, validation_batches};
-pub use codec::{CODECS, CodecError};
+pub use codec::{CODECS, CodecError, Difference};
 pub use corpus::{Corpus, CorpusError, Manifest, ShardRef, Split};
 pub use engine::{Batch, Engine, EngineError, Session};
 pub use inner::{TaskError, Trained, do_task};

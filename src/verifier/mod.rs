@@ -6,7 +6,9 @@
 mod actor;
 pub mod checks;
 mod core;
+mod replay;
 
 pub use self::core::{Audit, Effect, Event};
 pub use actor::{Verifier, VerifierPorts};
 pub use checks::{AdmissionJob, Candidate, Job, StatisticsJob};
+pub use replay::{Tolerance, replay};

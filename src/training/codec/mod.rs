@@ -8,9 +8,11 @@
 //! than half the noise. The length of a payload follows from the layout and the codec, and every value has one encoding,
 //! so nothing can hide in it.
 
+mod blocks;
+
 use std::sync::Arc;
 
-use rand::Rng;
+use blocks::{compare_blocks, decode_block, encode_block, from_bf16, round_to_bf16};
 
 use super::{Layout, Params, Role, TensorSpec};
 use crate::protocol::{Codec, Seed, limits};
@@ -175,149 +177,72 @@ impl Codec {
     }
 }
 
+/// How far an update is from another of the same task.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Difference {
+    /// The share of codes that differ, of the numbers that travel as codes; 0 where none do.
+    pub codes: f64,
+    /// The relative L2 distance of the blocks' scales.
+    pub scales: f64,
+    /// The relative L2 distance of the numbers that travel as such: all of them in fp32 and bf16, else the gains.
+    pub exact: f64,
+}
+
+/// A relative L2 distance in the making.
+#[derive(Default)]
+struct Distance {
+    between: f64,
+    of: f64,
+}
+
+impl Distance {
+    fn add(&mut self, this: f32, other: f32) {
+        self.between += (f64::from(this) - f64::from(other)).powi(2);
+        self.of += f64::from(other).powi(2);
+    }
+
+    fn relative(&self) -> f64 {
+        if self.between == 0.0 { 0.0 } else { (self.between / self.of.max(f64::MIN_POSITIVE)).sqrt() }
+    }
+}
+
+impl Codec {
+    /// How far `this` payload is from the `other`, of which distances are a share.
+    pub fn difference(self, layout: &Layout, this: &[u8], other: &[u8]) -> Result<Difference, CodecError> {
+        self.check(layout, this)?;
+        self.check(layout, other)?;
+        let (mut exact, mut scales) = (Distance::default(), Distance::default());
+        let (mut differing, mut codes) = (0, 0);
+        for (tensor, offset) in layout.tensors().iter().zip(self.tensor_offsets(layout)) {
+            let range = offset..offset + self.tensor_bytes(tensor.role, tensor.len());
+            let (this, other) = (&this[range.clone()], &other[range]);
+            match (tensor.role, self.kind()) {
+                (Role::Embedding | Role::Hidden, Kind::Quantised { levels, per_byte }) => {
+                    let whole = 2 + limits::CODEC_BLOCK.div_ceil(per_byte);
+                    let starts = (0..tensor.len()).step_by(limits::CODEC_BLOCK);
+                    for ((this, other), start) in this.chunks(whole).zip(other.chunks(whole)).zip(starts) {
+                        let numbers = limits::CODEC_BLOCK.min(tensor.len() - start);
+                        let (differ, [this, other]) = compare_blocks((this, other), levels, per_byte, numbers)?;
+                        differing += differ;
+                        codes += numbers;
+                        scales.add(this, other);
+                    }
+                }
+                _ => {
+                    let (mut these, mut others) = (vec![0.0; tensor.len()], vec![0.0; tensor.len()]);
+                    self.decode_part(tensor.role, this, 0, &mut these)?;
+                    self.decode_part(tensor.role, other, 0, &mut others)?;
+                    these.iter().zip(&others).for_each(|(this, other)| exact.add(*this, *other));
+                }
+            }
+        }
+        let codes = differing as f64 / (codes as f64).max(1.0);
+        Ok(Difference { codes, scales: scales.relative(), exact: exact.relative() })
+    }
+}
+
 /// Every codec, for tests and help texts.
 pub const CODECS: [Codec; 5] = [Codec::Fp32, Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Ternary];
-
-fn encode_block(block: &[f32], levels: i32, per_byte: usize, rng: &mut impl Rng, out: &mut Vec<u8>) {
-    let (bits, full) = if levels == 1 { clipped(block) } else { unclipped(block) };
-    out.extend(bits.to_le_bytes());
-    // A range so small that dividing by it overflows is as good as zero; its codes are drawn all the same, so that
-    // the stream of draws does not depend on the values.
-    let quanta_per_unit = if full > f32::MIN_POSITIVE { levels as f32 / full } else { 0.0 };
-    let radix = 2 * levels + 1;
-    for codes in block.chunks(per_byte) {
-        let mut byte = 0i32;
-        for &value in codes.iter().rev() {
-            let code = (value * quanta_per_unit + unit(rng)).floor().clamp(-levels as f32, levels as f32);
-            #[expect(clippy::cast_possible_truncation, reason = "a whole number within the levels")]
-            {
-                byte = byte * pack_radix(radix) + code as i32 + levels;
-            }
-        }
-        out.push(u8::try_from(byte).unwrap_or(u8::MAX));
-    }
-}
-
-/// The scale to write, and the magnitude that gets the highest code: the largest of the block, so nothing is clipped.
-fn unclipped(block: &[f32]) -> (u16, f32) {
-    let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let bits = bf16_not_below(largest);
-    (bits, from_bf16(bits))
-}
-
-/// The same for a single level: magnitudes from [`TERNARY_CLIP`](limits::TERNARY_CLIP) root mean squares on always get the code, and the
-/// scale is made larger for it, so that the block keeps its length along itself (`E[⟨x, q(x)⟩] = ⟨x, x⟩`).
-fn clipped(block: &[f32]) -> (u16, f32) {
-    let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let squares: f64 = block.iter().map(|&value| f64::from(value).powi(2)).sum();
-    let full = (limits::TERNARY_CLIP * (squares / block.len() as f64).sqrt()).min(f64::from(largest));
-    let kept: f64 = block.iter().map(|&value| f64::from(value.abs()) * f64::from(value.abs()).min(full)).sum();
-    if kept > 0.0 { (nearest_bf16((full * squares / kept) as f32), full as f32) } else { (0, 0.0) }
-}
-
-fn decode_block(block: &[u8], levels: i32, per_byte: usize, out: &mut [f32]) -> Result<(), CodecError> {
-    let Some((bits, codes)) = block.split_first_chunk::<2>() else { return Err(CodecError::Code) };
-    let bits = u16::from_le_bytes(*bits);
-    let scale = finite(from_bf16(bits))?;
-    if bits >> 15 == 1 {
-        return Err(CodecError::Code); // a negative scale would be a second way to write the block
-    }
-    let quantum = scale / levels as f32;
-    let radix = 2 * levels + 1;
-    if levels == 1 {
-        return decode_ternary(codes, quantum, out);
-    }
-    for (out, &byte) in out.chunks_mut(per_byte).zip(codes) {
-        let mut rest = i32::from(byte);
-        for out in out {
-            let code = rest % pack_radix(radix);
-            rest /= pack_radix(radix);
-            if code >= radix {
-                return Err(CodecError::Code);
-            }
-            *out = quantum * (code - levels) as f32;
-        }
-        if rest != 0 {
-            return Err(CodecError::Code);
-        }
-    }
-    Ok(())
-}
-
-/// The five numbers of every byte below 3⁵, as −1, 0 and 1.
-const TERNARY: [[f32; 5]; 243] = {
-    let mut table = [[0.0; 5]; 243];
-    let mut byte = 0;
-    while byte < 243 {
-        let (mut rest, mut place) = (byte, 0);
-        while place < 5 {
-            table[byte][place] = (rest % 3) as f32 - 1.0;
-            rest /= 3;
-            place += 1;
-        }
-        byte += 1;
-    }
-    table
-};
-
-fn decode_ternary(codes: &[u8], quantum: f32, out: &mut [f32]) -> Result<(), CodecError> {
-    let (fives, last) = out.as_chunks_mut::<5>();
-    let (whole, part) = codes.split_at(fives.len().min(codes.len()));
-    for (five, &byte) in fives.iter_mut().zip(whole) {
-        *five = TERNARY.get(usize::from(byte)).ok_or(CodecError::Code)?.map(|digit| quantum * digit);
-    }
-    for (out, &byte) in last.chunks_mut(5).zip(part) {
-        // What is left of the byte must be nothing, so that the block has one encoding.
-        if usize::from(byte) >= 3usize.pow(u32::try_from(out.len()).unwrap_or(u32::MAX)) {
-            return Err(CodecError::Code);
-        }
-        let digits = TERNARY.get(usize::from(byte)).ok_or(CodecError::Code)?;
-        out.iter_mut().zip(digits).for_each(|(out, digit)| *out = quantum * digit);
-    }
-    Ok(())
-}
-
-/// What a packed code is multiplied by: 3 for ternary (five to a byte), 16 and 256 for the others.
-fn pack_radix(radix: i32) -> i32 {
-    match radix {
-        3 => 3,
-        15 => 16,
-        _ => 256,
-    }
-}
-
-/// Uniform in [0, 1), 24 bits.
-fn unit(rng: &mut impl Rng) -> f32 {
-    (rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32
-}
-
-fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// The smallest bf16 that is not below a finite `value` ≥ 0 (the largest finite one where there is none).
-fn bf16_not_below(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let up = (bits >> 16) + u32::from(bits & 0xffff != 0);
-    u16::try_from(up.min(0x7f7f)).unwrap_or(0x7f7f)
-}
-
-/// The bf16 nearest to a finite `value` ≥ 0.
-fn nearest_bf16(value: f32) -> u16 {
-    u16::try_from(((value.to_bits() + 0x8000) >> 16).min(0x7f7f)).unwrap_or(0x7f7f)
-}
-
-/// One of the two neighbouring bf16, the nearer one more often; never an infinity.
-fn round_to_bf16(value: f32, rng: &mut impl Rng) -> u16 {
-    let bits = value.to_bits();
-    let magnitude = ((bits & 0x7fff_ffff) + (rng.next_u32() >> 16)) >> 16;
-    let sign = (bits >> 31) << 15;
-    u16::try_from(sign | magnitude.min(0x7f7f)).unwrap_or(0)
-}
-
-fn finite(value: f32) -> Result<f32, CodecError> {
-    if value.is_finite() { Ok(value) } else { Err(CodecError::NotFinite) }
-}
 
 #[cfg(test)]
 mod tests {
@@ -469,6 +394,26 @@ mod tests {
         let mut nan = original;
         nan.values_mut()[5] = f32::NAN;
         assert_eq!(Codec::Ternary.encode(&nan, &seed), Err(CodecError::NotFinite));
+    }
+
+    #[test]
+    fn the_difference_of_payloads_counts_codes_and_measures_the_rest() {
+        let (layout, seed) = (layout(), Seed::from_number(1));
+        for codec in CODECS {
+            let original = update(1, 0.1);
+            let payload = codec.encode(&original, &seed).unwrap();
+            assert_eq!(codec.difference(&layout, &payload, &payload), Ok(Difference::default()), "{codec:?}");
+            let mut other = original.clone();
+            other.values_mut().iter_mut().for_each(|value| *value *= 1.1);
+            let scaled = codec.difference(&layout, &codec.encode(&other, &seed).unwrap(), &payload).unwrap();
+            assert!((scaled.exact - 0.1).abs() < 0.01, "{codec:?}: {scaled:?}");
+            let quantised = !matches!(codec, Codec::Fp32 | Codec::Bf16);
+            assert!(!quantised || ((scaled.scales - 0.1).abs() < 0.01 && scaled.codes < 0.01), "{codec:?}: {scaled:?}");
+            let another = codec.encode(&update(2, 0.1), &seed).unwrap();
+            let far = codec.difference(&layout, &another, &payload).unwrap();
+            assert!(if quantised { far.codes > 0.3 } else { far.exact > 0.2 }, "{codec:?}: {far:?}");
+            assert!(codec.difference(&layout, &payload[1..], &payload).is_err());
+        }
     }
 
     #[test]
