@@ -199,7 +199,7 @@ impl<R> Desk<R> {
         self.durable = self.sent;
         // A failed question changes nothing; a failed batch leaves the core ahead of what is durable.
         let probed = self.trouble.as_ref().is_some_and(|trouble| trouble.probing);
-        let stale = self.trouble.as_ref().map_or(true, |trouble| trouble.stale || !probed);
+        let stale = self.trouble.as_ref().is_none_or(|trouble| trouble.stale || !probed);
         self.trouble = Some(Trouble { error: error.to_string(), stale, probing: false });
         if stale && self.reopen() {
             self.trouble = Some(Trouble { error: error.to_string(), stale: false, probing: false });

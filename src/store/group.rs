@@ -14,7 +14,7 @@ pub struct GroupCommit {
 
 enum Order {
     Listener(Box<dyn Fn(Written) + Send>),
-    Job(Job),
+    Job(Box<Job>),
 }
 
 impl GroupCommit {
@@ -33,7 +33,9 @@ impl GroupCommit {
 
     fn order(&self, order: Order) {
         // The thread ends only with this, or by a panic, which the panic hook has told of.
-        let _ = self.orders.as_ref().map(|orders| orders.send(order));
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(order);
+        }
     }
 }
 
@@ -55,7 +57,7 @@ impl JournalWriter for GroupCommit {
     }
 
     fn submit(&mut self, job: Job) {
-        self.order(Order::Job(job));
+        self.order(Order::Job(Box::new(job)));
     }
 }
 
@@ -88,7 +90,7 @@ impl<S: JournalStore> Writer<S> {
                 match order {
                     Order::Listener(listener) => self.listener = listener,
                     Order::Job(job) if Some(job.epoch) == self.failed => {}
-                    Order::Job(job) => group.add(job),
+                    Order::Job(job) => group.add(*job),
                 }
                 next = if group.jobs < limits::GROUP_COMMIT_MAX { self.orders.try_recv().ok() } else { None };
             }
