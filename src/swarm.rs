@@ -11,7 +11,7 @@ use actix::{Actor, Addr, AsyncContext, Recipient};
 
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, CoordinatorPorts, RecordStore, ReplyTo, Rounds, State};
-use crate::ledger::{JournalStore, Ledger, LedgerActor, LedgerConfig, StoreError};
+use crate::ledger::{Desk, Economy, JournalWriter, LedgerActor, LedgerConfig, StoreError};
 use crate::protocol::{Keypair, Round, Seed};
 use crate::runtime::{Clock, Executor, Watch};
 use crate::verifier::{Audit, Verifier, VerifierPorts};
@@ -27,8 +27,10 @@ pub struct Swarm {
     pub verifier: Keypair,
     /// Where the coordinator's records go.
     pub records: Box<dyn RecordStore>,
-    /// Where the ledger's journal is.
-    pub journal: Box<dyn JournalStore>,
+    /// What rounds pay, and all else about tokens.
+    pub economy: Economy,
+    /// Where the ledger is kept.
+    pub journal: Box<dyn JournalWriter>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Engine and blobs of coordinator and verifier.
@@ -63,15 +65,15 @@ impl Swarm {
     ///
     /// Must be called inside a running actix system.
     pub fn start(
-        mut self,
+        self,
         members: Vec<Member>,
         connect: impl Fn(usize, Recipient<coordinator::Event<ReplyTo>>) -> Recipient<coordinator::Event<ReplyTo>>,
     ) -> Result<Running, StoreError> {
         let trusted = BTreeSet::from([self.verifier.public()]);
-        let config = LedgerConfig { emission: self.state.spec().emission, verifiers: trusted.clone() };
-        let ledger = LedgerActor::new(Ledger::open(config, &mut *self.journal)?, self.journal).start();
+        let config = LedgerConfig { economy: self.economy, verifiers: trusted.clone() };
         let seed = self.state.spec().seed;
         let (clock, watch) = (Arc::clone(&self.clock), self.watch.clone());
+        let ledger = LedgerActor::new(Desk::open(config, self.journal)?, Arc::clone(&clock)).start();
         let coordinator = Coordinator::create(|ctx| {
             let ports = VerifierPorts {
                 compute: Arc::clone(&self.compute),

@@ -24,7 +24,8 @@ fn a_run_trains_pays_and_tells_what_came_of_it() {
     let accounts = summary["accounts"].as_object().unwrap();
     assert_eq!(accounts.values().map(amount).sum::<i64>(), 0, "all accounts together hold nothing");
     for worker in workers {
-        assert_eq!(accounts[&format!("wallet:{}", worker["id"].as_str().unwrap())], worker["pay"]);
+        assert_eq!(accounts[&format!("wallet:{}", worker["id"].as_str().unwrap())], "0", "nothing has vested");
+        assert_eq!((&worker["unvested"], &worker["spendable"]), (&worker["pay"], &serde_json::json!("0")));
     }
 }
 

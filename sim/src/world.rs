@@ -7,7 +7,7 @@ use actix::{Actor, System};
 use hydra::compute::{Compute, ComputeError};
 use hydra::coordinator::{Inspect, Record, RecordStore, RecordStoreError, Report, State};
 use hydra::data::{self, DataError};
-use hydra::ledger::{Ledger, LedgerConfig, MemoryJournal, StoreError};
+use hydra::ledger::{Direct, EconomyConfig, EconomyError, Ledger, LedgerConfig, MemoryJournal, StoreError};
 use hydra::model::{BurnEngine, DeviceChoice};
 use hydra::protocol::{Amount, Digest, Keypair, PublicKey, Round, Time};
 use hydra::runtime::{Clock, Executor, Note, Threads, Watch, Work, WorkKind};
@@ -85,6 +85,9 @@ pub enum SimError {
     /// The ledger is unsound.
     #[error(transparent)]
     Ledger(#[from] StoreError),
+    /// The economy's numbers do not fit together.
+    #[error(transparent)]
+    Economy(#[from] EconomyError),
     /// No threads to be had.
     #[error("cannot start threads: {0}")]
     Threads(#[from] std::io::Error),
@@ -196,6 +199,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         }
     }
     let journal = MemoryJournal::default();
+    let economy = EconomyConfig::emitting(spec.emission).check()?;
     let verifier = key("verifier key", 0);
     let trusted = verifier.public();
     let log = Rc::new(RefCell::new(Log::default()));
@@ -213,7 +217,8 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         end: Some(Round(scenario.job.rounds)),
         verifier,
         records: Box::new(MemoryRecords),
-        journal: Box::new(journal.clone()),
+        economy,
+        journal: Box::new(Direct::new(journal.clone(), key("ledger key", 0))),
         clock: Arc::new(VirtualClock),
         compute: central,
         executor: machine(u64::MAX),
@@ -251,7 +256,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         state.map(|state| (*state, took)).map_err(|error| SimError::Broken(error.to_string()))
     })?;
 
-    let config = LedgerConfig { emission: spec.emission, verifiers: [trusted].into() };
+    let config = LedgerConfig { economy, verifiers: [trusted].into() };
     let ledger = Ledger::open(config, &mut journal.clone())?;
     ledger.book().assert_invariants();
     Ok(outcome(scenario, seed, &state, &behaviours, ledger.journal().head(), took, log.take().lines))

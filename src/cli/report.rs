@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::coordinator::State;
-use crate::ledger::{Account, Book};
+use crate::ledger::Ledger;
 use crate::protocol::{Amount, Balance, Digest, PublicKey, RunId};
 use crate::store::StateDir;
 
@@ -26,10 +26,15 @@ pub(super) struct Summary {
     pub seconds: f64,
     pub tokens_per_second: f64,
     pub supply: Balance,
+    /// Unvested pay included.
     pub emitted: Balance,
+    pub unvested: Balance,
     pub burned: Balance,
+    /// Of what is done, and of what is held until it vests or is settled.
     pub debits: Balance,
     pub credits: Balance,
+    pub debits_pending: Balance,
+    pub credits_pending: Balance,
     pub debits_equal_credits: bool,
     pub transfers: u64,
     pub ledger_head: Digest,
@@ -44,21 +49,31 @@ pub(super) struct WorkerSummary {
     pub accepted: u64,
     pub rejected: u64,
     pub tokens: u64,
+    /// All that it has earned in this run, vested or not.
     pub pay: Amount,
+    /// What its wallet would get if all that is unvested vested.
+    pub unvested: Balance,
+    /// What its wallet can spend.
+    pub spendable: Balance,
 }
 
 impl Summary {
     /// Of a run in this state with this ledger, which trained for `time` now, from `tokens_before` on.
-    pub fn new(state: &State, book: &Book, journal: (u64, Digest), time: Duration, tokens_before: u64) -> Option<Self> {
+    pub fn new(state: &State, ledger: &Ledger, time: Duration, tokens_before: u64) -> Option<Self> {
         let (first, last) = (state.lineage().first()?, state.lineage().last()?);
-        let totals = book.totals();
+        let totals = ledger.book().totals();
         let seconds = time.as_secs_f64();
-        let worker = |(id, record): (&PublicKey, &crate::coordinator::WorkerRecord)| WorkerSummary {
-            id: *id,
-            accepted: record.accepted,
-            rejected: record.rejected,
-            tokens: record.tokens,
-            pay: record.pay,
+        let worker = |(id, record): (&PublicKey, &crate::coordinator::WorkerRecord)| {
+            let wallet = ledger.standing(*id).wallet;
+            WorkerSummary {
+                id: *id,
+                accepted: record.accepted,
+                rejected: record.rejected,
+                tokens: record.tokens,
+                pay: record.pay,
+                unvested: Balance(wallet.credits_pending),
+                spendable: wallet.available(),
+            }
         };
         Some(Self {
             run: state.spec().id(),
@@ -71,20 +86,23 @@ impl Summary {
             tokens_per_second: (state.tokens() - tokens_before) as f64 / seconds.max(1e-3),
             supply: totals.supply,
             emitted: totals.emitted,
+            unvested: totals.unvested,
             burned: totals.burned,
             debits: totals.debits,
             credits: totals.credits,
-            debits_equal_credits: totals.debits == totals.credits,
-            transfers: journal.0,
-            ledger_head: journal.1,
-            accounts: book.balances().map(|(account, balance)| (account.to_string(), balance)).collect(),
+            debits_pending: totals.debits_pending,
+            credits_pending: totals.credits_pending,
+            debits_equal_credits: totals.debits_equal_credits(),
+            transfers: ledger.journal().length(),
+            ledger_head: ledger.journal().head(),
+            accounts: ledger.book().accounts().map(|(account, posts)| (account.to_string(), posts.balance())).collect(),
             model_digest: last.digest,
             workers: state.workers().iter().map(worker).collect(),
         })
     }
 
-    /// For people. `balance` tells what a wallet holds.
-    pub fn to_text(&self, folder: &Path, model_file: &Path, book: &Book) -> String {
+    /// For people.
+    pub fn to_text(&self, folder: &Path, model_file: &Path) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a string cannot fail.
@@ -105,13 +123,21 @@ impl Summary {
             line("validation", format!("{} → {}", loss(first), loss(last)));
         }
         let equal = if self.debits_equal_credits { "=" } else { "≠" };
-        line("supply", format!("{} = {} emitted − {} burned", self.supply, self.emitted, self.burned));
+        line(
+            "supply",
+            format!(
+                "{} = {} emitted − {} burned; {} not vested",
+                self.supply, self.emitted, self.burned, self.unvested
+            ),
+        );
         line(
             "ledger",
             format!(
-                "debits {} {equal} credits {}; {} transfers, head {}",
+                "debits {} + {} held {equal} credits {} + {} held; {} transfers, head {}",
                 self.debits,
+                self.debits_pending,
                 self.credits,
+                self.credits_pending,
                 self.transfers,
                 self.ledger_head.short()
             ),
@@ -121,7 +147,7 @@ impl Summary {
 
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED);
-        table.set_header(["worker", "accepted", "rejected", "tokens", "pay", "wallet"]);
+        table.set_header(["worker", "accepted", "rejected", "tokens", "pay", "unvested", "wallet"]);
         for worker in &self.workers {
             table.add_row([
                 worker.id.short(),
@@ -129,7 +155,8 @@ impl Summary {
                 worker.rejected.to_string(),
                 thousands(worker.tokens),
                 worker.pay.to_string(),
-                book.balance(Account::Wallet(worker.id)).to_string(),
+                worker.unvested.to_string(),
+                worker.spendable.to_string(),
             ]);
         }
         for column in table.column_iter_mut().skip(1) {

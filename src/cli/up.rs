@@ -13,14 +13,14 @@ use super::{Failure, device, state_dir};
 use crate::compute::Compute;
 use crate::coordinator::{self, Inspect, Record, State};
 use crate::data;
-use crate::ledger::{Ledger, LedgerConfig};
+use crate::ledger::{Economy, EconomyConfig, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, Preset};
 use crate::protocol::{
     Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed,
     Timing, limits,
 };
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch};
-use crate::store::{Blobs, Database, FolderBlobs, Goal, LedgerStore, RunStore, StateDir};
+use crate::store::{Blobs, Database, FolderBlobs, Goal, GroupCommit, LedgerStore, RunStore, StateDir};
 use crate::swarm::{Member, Running, Swarm};
 use crate::training::Params;
 use crate::worker;
@@ -325,7 +325,10 @@ fn train(
     let keys: Vec<Keypair> =
         (1..=workers).map(|number| folder.key(&format!("worker-{number}"))).collect::<Result<_, _>>()?;
     let verifier = folder.key("verifier")?;
-    let journal = LedgerStore::new(Database::open(StateDir::database(folder.path()))?);
+    let database = StateDir::database(folder.path());
+    let journal = LedgerStore::new(Database::open(&database)?)?;
+    let journal = GroupCommit::start(journal, LedgerStore::read_only(&database)?, folder.key("ledger")?)?;
+    let economy = economy(&spec)?;
     let executor: Rc<dyn Executor> = Rc::new(Threads::new(cores(), keys.len())?);
 
     describe(&spec, folder, state.round(), workers, end);
@@ -348,6 +351,7 @@ fn train(
             end,
             verifier,
             records: Box::new(store),
+            economy,
             journal: Box::new(journal),
             clock: Arc::new(SystemClock),
             compute: Arc::clone(compute),
@@ -461,18 +465,22 @@ fn report(args: &UpArgs, folder: &StateDir, blobs: &FolderBlobs, outcome: Outcom
     let database = StateDir::database(folder.path());
     // What was asked for is done, or was stopped on purpose: the next `up --rounds` begins anew from here.
     RunStore::new(Database::open(&database)?).set_goal(None)?;
-    let mut journal = LedgerStore::new(Database::open(&database)?);
     let verifiers = std::iter::once(folder.key("verifier")?.public()).collect();
-    let ledger = Ledger::open(LedgerConfig { emission: state.spec().emission, verifiers }, &mut journal)?;
-    let head = (ledger.journal().length(), ledger.journal().head());
-    let summary = Summary::new(&state, ledger.book(), head, time, tokens_before).context("the run has no model")?;
+    let config = LedgerConfig { economy: economy(state.spec())?, verifiers };
+    let ledger = Ledger::open(config, &mut LedgerStore::snapshot(&database)?)?;
+    let summary = Summary::new(&state, &ledger, time, tokens_before).context("the run has no model")?;
     if args.json {
         println!("{}", serde_json::to_string(&summary)?);
         return Ok(());
     }
     let model_file = blobs.file(&summary.model_digest);
-    print!("\n{}", summary.to_text(folder.path(), &model_file, ledger.book()));
+    print!("\n{}", summary.to_text(folder.path(), &model_file));
     let place = args.state_dir.as_ref().map_or(String::new(), |dir| format!(" --state-dir {}", dir.display()));
     println!("\nNext: hydra generate \"The \"{place}   (with cargo: cargo run -- generate \"The \"{place})");
     Ok(())
+}
+
+/// The economy of a run: it says what rounds emit, the rest are defaults.
+pub(super) fn economy(spec: &RunSpec) -> Result<Economy, Failure> {
+    Ok(EconomyConfig::emitting(spec.emission).check()?)
 }

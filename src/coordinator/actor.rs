@@ -139,7 +139,8 @@ impl Handler<ledger::Answer> for Coordinator {
                 self.take(Event::RoundPaid { round, pays }, ctx);
             }
             ledger::Answer::Refused { error, .. } => self.ports.watch.fatal(&error),
-            ledger::Answer::Totals { .. } | ledger::Answer::Balances(_) => {}
+            // Answers to what it never asks.
+            _ => {}
         }
     }
 }

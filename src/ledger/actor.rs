@@ -1,12 +1,17 @@
-use actix::{Actor, Context, Handler, Message, Recipient};
+use std::sync::Arc;
 
-use super::{Answer, JournalStore, Ledger, LedgerError, Request};
-use crate::protocol::limits;
+use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
 
-/// The ledger with its store and a mailbox. It answers requests one at a time, so no balance is ever spent twice.
+use super::{Answer, Desk, Request, Written};
+use crate::protocol::{Time, limits};
+use crate::runtime::Clock;
+
+/// The ledger with a mailbox. It decides requests one at a time, so no balance is ever spent twice.
 pub struct LedgerActor {
-    core: Ledger,
-    store: Box<dyn JournalStore>,
+    core: Desk<Option<Recipient<Answer>>>,
+    clock: Arc<dyn Clock>,
+    /// When the clock is asked next.
+    alarm: Option<Time>,
 }
 
 /// A request, and who is to be told the answer.
@@ -18,25 +23,58 @@ pub struct Ask {
     pub reply: Recipient<Answer>,
 }
 
+/// Something is due.
+struct Alarm;
+
+/// Asks whether the ledger can write.
+#[derive(Debug)]
+pub struct IsReady;
+
 impl Message for Ask {
     type Result = ();
 }
-
 impl Message for Answer {
     type Result = ();
 }
+impl Message for Written {
+    type Result = ();
+}
+impl Message for Alarm {
+    type Result = ();
+}
+impl Message for IsReady {
+    type Result = bool;
+}
 
 impl LedgerActor {
-    /// The actor of a ledger that was opened from `store`.
+    /// The actor of an open ledger.
     #[must_use]
-    pub fn new(core: Ledger, store: Box<dyn JournalStore>) -> Self {
-        Self { core, store }
+    pub fn new(core: Desk<Option<Recipient<Answer>>>, clock: Arc<dyn Clock>) -> Self {
+        Self { core, clock, alarm: None }
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Answer, LedgerError> {
-        let decided = self.core.decide(request)?;
-        self.store.append(decided.entries())?;
-        Ok(self.core.apply(decided))
+    /// Hands out answers. A full or closed mailbox loses one, as a network may: whoever still wants it asks again.
+    fn tell(
+        &mut self,
+        answers: impl IntoIterator<Item = (Option<Recipient<Answer>>, Answer)>,
+        ctx: &mut Context<Self>,
+    ) {
+        for (reply, answer) in answers {
+            if let Some(reply) = reply {
+                let _ = reply.try_send(answer);
+            }
+        }
+        self.set_alarm(ctx);
+    }
+
+    fn set_alarm(&mut self, ctx: &mut Context<Self>) {
+        let Some(due) = self.core.core().next_due() else { return };
+        if self.alarm.is_some_and(|alarm| alarm <= due) {
+            return;
+        }
+        self.alarm = Some(due);
+        let wait = due.since(self.clock.now());
+        ctx.notify_later(Alarm, if self.core.is_ready() { wait } else { wait.max(limits::LEDGER_RETRY) });
     }
 }
 
@@ -45,17 +83,46 @@ impl Actor for LedgerActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(limits::MAILBOX);
+        let me = ctx.address();
+        // One message for each transaction: they need no bound.
+        self.core.listen(Box::new(move |written| me.do_send(written)));
+        self.set_alarm(ctx);
     }
 }
 
 impl Handler<Ask> for LedgerActor {
     type Result = ();
 
-    fn handle(&mut self, Ask { request, reply }: Ask, _: &mut Context<Self>) {
-        let round = request.round();
-        let answer = self.answer(&request).unwrap_or_else(|error| Answer::Refused { round, error });
-        // A full or closed mailbox loses the answer, as a network may: whoever still wants it asks again.
-        let _ = reply.try_send(answer);
+    fn handle(&mut self, Ask { request, reply }: Ask, ctx: &mut Context<Self>) {
+        let answer = self.core.ask(self.clock.now(), &request, Some(reply));
+        self.tell(answer, ctx);
+    }
+}
+
+impl Handler<Written> for LedgerActor {
+    type Result = ();
+
+    fn handle(&mut self, written: Written, ctx: &mut Context<Self>) {
+        let answers = self.core.written(written);
+        self.tell(answers, ctx);
+    }
+}
+
+impl Handler<Alarm> for LedgerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Alarm, ctx: &mut Context<Self>) {
+        self.alarm = None;
+        let answer = self.core.ask(self.clock.now(), &Request::Tick, None);
+        self.tell(answer, ctx);
+    }
+}
+
+impl Handler<IsReady> for LedgerActor {
+    type Result = bool;
+
+    fn handle(&mut self, _: IsReady, _: &mut Context<Self>) -> bool {
+        self.core.is_ready()
     }
 }
 
@@ -63,9 +130,16 @@ impl Handler<Ask> for LedgerActor {
 mod tests {
     use actix::System;
 
-    use super::super::testing::{accepted, config, pay_round, pays};
-    use super::super::{Entry, MemoryJournal, StoreError};
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::super::testing::{NOW, accepted, config, ledger_key, pay_round, pays};
+    use super::super::{
+        Batch, Direct, Entry, JournalSource, JournalStore, Kept, LedgerError, MemoryJournal, StoreError,
+    };
     use super::*;
+    use crate::protocol::Signed;
 
     /// Keeps what it is answered.
     #[derive(Default)]
@@ -93,29 +167,50 @@ mod tests {
     }
 
     /// A store whose medium fails a number of times.
-    struct Failing(MemoryJournal, u32);
+    struct Failing(MemoryJournal, Rc<RefCell<u32>>);
 
-    impl JournalStore for Failing {
-        fn load(&mut self, visit: &mut dyn FnMut(Entry) -> Result<(), StoreError>) -> Result<(), StoreError> {
-            self.0.load(visit)
+    impl JournalSource for Failing {
+        fn entries(&mut self, visit: &mut dyn FnMut(Entry) -> Result<(), StoreError>) -> Result<(), StoreError> {
+            self.0.entries(visit)
         }
-        fn append(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
-            if self.1 > 0 {
-                self.1 -= 1;
-                return Err(StoreError::Failed("disk full".into()));
-            }
-            self.0.append(entries)
+        fn kept(&mut self) -> Result<Kept, StoreError> {
+            self.0.kept()
+        }
+        fn heads(&mut self, visit: &mut dyn FnMut(u64, Signed) -> Result<(), StoreError>) -> Result<(), StoreError> {
+            self.0.heads(visit)
+        }
+    }
+    impl JournalStore for Failing {
+        fn append(&mut self, batch: &Batch) -> Result<(), StoreError> {
+            self.probe()?;
+            self.0.append(batch)
+        }
+        fn probe(&mut self) -> Result<(), StoreError> {
+            let mut times = self.1.borrow_mut();
+            *times = times.saturating_sub(1);
+            if *times > 0 { Err(StoreError::Failed("disk full".into())) } else { Ok(()) }
         }
     }
 
-    fn answers(store: Failing, requests: Vec<Request>) -> Vec<Answer> {
+    /// A clock that is set by hand.
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Time {
+            Time(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    fn answers(store: MemoryJournal, failures: u32, requests: Vec<Request>) -> Vec<Answer> {
         System::new().block_on(async {
-            let mut store = store;
-            let ledger = Ledger::open(config(), &mut store).unwrap();
-            let ledger = LedgerActor::new(ledger, Box::new(store)).start();
+            let store = Failing(store, Rc::new(RefCell::new(failures + 1)));
+            let desk = Desk::open(config(), Box::new(Direct::new(store, ledger_key()))).unwrap();
+            let ledger = LedgerActor::new(desk, Arc::new(Hand(AtomicU64::new(NOW.0)))).start();
             let inbox = Inbox::default().start();
             for request in requests {
                 ledger.send(Ask { request, reply: inbox.clone().recipient() }).await.unwrap();
+                // Whatever the writer told the actor is taken before this is.
+                ledger.send(IsReady).await.unwrap();
             }
             inbox.send(Take).await.unwrap()
         })
@@ -125,22 +220,29 @@ mod tests {
     fn requests_are_answered_in_order_and_what_is_answered_is_stored() {
         let store = MemoryJournal::default();
         let pay = pay_round(0, vec![accepted(1, 1, 100)]);
-        let answers = answers(Failing(store.clone(), 0), vec![pay.clone(), Request::Balances, pay]);
+        let answers = answers(store.clone(), 0, vec![pay.clone(), Request::Accounts, pay]);
         assert_eq!(pays(&answers[0]).len(), 1);
-        assert!(matches!(&answers[1], Answer::Balances(balances) if balances.len() == 2));
+        assert!(matches!(&answers[1], Answer::Accounts(accounts) if accounts.len() == 2));
         assert_eq!((&answers[2], answers.len()), (&answers[0], 3));
-        assert_eq!(store.entries().len(), 1);
+        assert_eq!(store.copy().len(), 1);
     }
 
     #[test]
-    fn what_cannot_be_stored_is_not_done_and_can_be_asked_for_again() {
+    fn what_cannot_be_stored_is_not_done_and_can_be_asked_for_again_when_the_medium_is_well() {
         let store = MemoryJournal::default();
         let pay = pay_round(3, vec![accepted(1, 1, 100)]);
-        let answers = answers(Failing(store.clone(), 1), vec![pay.clone(), Request::Totals, pay.clone()]);
-        let error = LedgerError::Store(StoreError::Failed("disk full".into()));
-        assert_eq!(answers[0], Answer::Refused { round: pay.round(), error });
-        assert!(matches!(&answers[1], Answer::Totals { transfers: 0, totals, .. } if totals.debits.0 == 0));
-        assert_eq!(pays(&answers[2]).len(), 1);
-        assert_eq!(store.entries().len(), 1);
+        let requests = vec![pay.clone(), Request::Totals, pay.clone(), pay.clone(), pay.clone()];
+        let answers = answers(store.clone(), 2, requests);
+        let failed = StoreError::Failed("disk full".into());
+        let refused = |error| Answer::Refused { round: pay.round(), error: LedgerError::Store(error) };
+        assert_eq!(answers[0], refused(failed.clone()));
+        assert!(
+            matches!(&answers[1], Answer::Totals { transfers: 0, totals, .. } if totals.emitted.0 == 0),
+            "readable"
+        );
+        let not_ready = refused(StoreError::NotReady(failed.to_string()));
+        assert_eq!((&answers[2], &answers[3]), (&not_ready, &not_ready), "asked twice, and the medium is well again");
+        assert_eq!(pays(&answers[4]).len(), 1);
+        assert_eq!(store.copy().len(), 1);
     }
 }

@@ -1,15 +1,23 @@
 //! Keys, transfers, verdicts and random histories for the tests of the ledger and its store.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
-use super::{Account, Answer, JournalStore, Ledger, LedgerConfig, LedgerError, Purpose, Request, Transfer, TransferId};
+use super::{
+    Account, Action, Answer, CheckedOrder, Economy, EconomyConfig, JournalStore, Kind, Ledger, LedgerConfig,
+    LedgerError, Order, Purpose, Request, Transfer, TransferId,
+};
 use crate::protocol::{
-    Amount, Digest, Emission, Keypair, Layer, Outcome, PublicKey, Reason, Round, RunId, Signed, TaskId, Verdict,
+    Amount, Digest, Emission, Keypair, Layer, Outcome, PublicKey, Reason, Round, RunId, Signed, TaskId, Time, Verdict,
 };
 
 /// The `n`-th of the tests' keys.
 pub fn key(n: u8) -> Keypair {
-    Keypair::from_secret(&[n + 1; 32])
+    // Made once: that takes longer than most of what the tests do with them.
+    static KEYS: LazyLock<Vec<Keypair>> =
+        LazyLock::new(|| (1..=u8::MAX).map(|n| Keypair::from_secret(&[n; 32])).collect());
+    KEYS[usize::from(n)].clone()
 }
 
 /// The wallet of [`key`] `n`.
@@ -17,10 +25,48 @@ pub fn wallet(n: u8) -> Account {
     Account::Wallet(key(n).public())
 }
 
+/// The stake of [`key`] `n`.
+pub fn stake(n: u8) -> Account {
+    Account::Stake(key(n).public())
+}
+
+pub fn micro(micro: i64) -> Amount {
+    Amount::from_micro(micro).unwrap()
+}
+
 /// A transfer of `amount` µHYD.
 pub fn transfer(id: u128, debit: Account, credit: Account, amount: i64) -> Transfer {
-    let amount = Amount::from_micro(amount).unwrap();
-    Transfer { id: TransferId::new(id), debit, credit, amount, purpose: Purpose::Transfer }
+    Transfer {
+        id: TransferId::new(id),
+        kind: Kind::Single,
+        debit,
+        credit,
+        amount: micro(amount),
+        purpose: Purpose::Query,
+    }
+}
+
+/// The same, held until `expires`.
+pub fn pending(id: u128, debit: Account, credit: Account, amount: i64, expires: Option<u64>) -> Transfer {
+    Transfer { kind: Kind::Pending { expires: expires.map(Time) }, ..transfer(id, debit, credit, amount) }
+}
+
+/// What ends `hold`: all of it, unless `amount` says less.
+pub fn ends(id: u128, kind: fn(TransferId) -> Kind, hold: &Transfer, amount: Option<i64>) -> Transfer {
+    let amount = amount.map_or(hold.amount, micro);
+    Transfer { id: TransferId::new(id), kind: kind(hold.id), amount, ..*hold }
+}
+
+pub fn post(pending: TransferId) -> Kind {
+    Kind::Post { pending }
+}
+
+pub fn void(pending: TransferId) -> Kind {
+    Kind::Void { pending }
+}
+
+pub fn expire(pending: TransferId) -> Kind {
+    Kind::Expire { pending }
 }
 
 fn account() -> impl Strategy<Value = Account> {
@@ -30,30 +76,78 @@ fn account() -> impl Strategy<Value = Account> {
         1 => Just(Account::Burn),
         1 => Just(Account::Escrow),
         6 => (0..3u8).prop_map(wallet),
-        1 => Just(Account::Stake(key(0).public())),
+        1 => Just(stake(0)),
     ]
 }
 
-/// Chains of transfers, as careless clients would send them: most ids are new, some are used again, a third of the
-/// chains are earlier ones sent again; amounts are now and then nothing or more than there is. The first puts something
-/// into a wallet.
-pub fn history() -> impl Strategy<Value = Vec<Vec<Transfer>>> {
-    let id = prop_oneof![1 => 0..20u128, 9 => any::<u128>()];
+/// One transfer of a history, before it is known what came earlier.
+#[derive(Debug, Clone)]
+enum Step {
+    New(u128, Account, Account, i64, Option<Option<u64>>),
+    Ends(u128, u8, prop::sample::Index, Option<i64>),
+}
+
+/// Chains of transfers with their times, as careless clients would send them: most ids are new, some are used again, a
+/// third of the chains are earlier ones sent again; a third is held, with and without an end; holds are posted, in part
+/// or for more than they hold, given back and expired, more than once and at any time; amounts are now and then nothing
+/// or more than there is. The first puts something into a wallet.
+pub fn history() -> impl Strategy<Value = Vec<(Time, Vec<Transfer>)>> {
+    let id = || prop_oneof![1 => 0..20u128, 9 => any::<u128>()];
     let amount = prop_oneof![1 => Just(0), 20 => 1..400i64, 1 => any::<i64>().prop_map(|n| n.max(0))];
-    let one =
-        (id, account(), account(), amount).prop_map(|(id, debit, credit, amount)| transfer(id, debit, credit, amount));
-    let chain = prop::collection::vec(one, 0..4);
-    let step = (chain, any::<Option<prop::sample::Index>>());
+    let held = prop_oneof![2 => Just(None), 1 => prop::option::of(0..60u64).prop_map(Some)];
+    let new = (id(), account(), account(), amount, held)
+        .prop_map(|(id, debit, credit, amount, held)| Step::New(id, debit, credit, amount, held));
+    let end = (id(), 0..4u8, any::<prop::sample::Index>(), prop::option::of(1..400i64))
+        .prop_map(|(id, kind, which, amount)| Step::Ends(id, kind, which, amount));
+    let chain = prop::collection::vec(prop_oneof![2 => new, 1 => end], 0..4);
+    let step = (chain, any::<Option<prop::sample::Index>>(), prop_oneof![5 => 0..3u64, 1 => 10..40u64]);
     prop::collection::vec(step, 1..40).prop_map(|steps| {
-        let mut history = vec![vec![transfer(1 << 64, Account::Emission, wallet(0), 400)]];
-        for (n, (chain, again)) in steps.into_iter().enumerate() {
+        let mut history = vec![(Time(0), vec![transfer(1 << 64, Account::Emission, wallet(0), 400)])];
+        let (mut now, mut holds) = (0, vec![pending(2 << 64, wallet(0), Account::Escrow, 1, None)]);
+        for (n, (chain, again, later)) in steps.into_iter().enumerate() {
+            now += later;
+            let chain = chain.into_iter().map(|step| match step {
+                Step::New(id, debit, credit, amount, None) => transfer(id, debit, credit, amount),
+                Step::New(id, debit, credit, amount, Some(expires)) => {
+                    let hold = pending(id, debit, credit, amount, expires.map(|after| now + after));
+                    holds.push(hold);
+                    hold
+                }
+                Step::Ends(id, 0, which, amount) => ends(id, post, which.get(&holds), amount),
+                Step::Ends(id, 1, which, _) => ends(id, post, which.get(&holds), None),
+                Step::Ends(id, 2, which, _) => ends(id, void, which.get(&holds), None),
+                Step::Ends(id, _, which, _) => ends(id, expire, which.get(&holds), None),
+            });
+            let chain = chain.collect();
             match again {
-                Some(again) if n % 3 == 2 => history.push(again.get(&history).clone()),
-                _ => history.push(chain),
+                Some(again) if n % 3 == 2 => {
+                    let earlier = again.get(&history).1.clone();
+                    history.push((Time(now), earlier));
+                }
+                _ => history.push((Time(now), chain)),
             }
         }
         history
     })
+}
+
+/// When the tests begin.
+pub const NOW: Time = Time(1_000_000);
+
+/// An order by [`key`] `who`, valid for an hour from [`NOW`]; `n` keeps ids apart.
+pub fn order(who: u8, n: u64, action: Action) -> Request {
+    order_until(who, n, action, Time(NOW.0 + 3_600_000))
+}
+
+/// The same with another end.
+pub fn order_until(who: u8, n: u64, action: Action, valid_until: Time) -> Request {
+    let signed = Signed::seal(&key(who), &Order { id: TransferId::request(NOW, n), valid_until, action });
+    Request::Order(CheckedOrder::check(&signed).unwrap())
+}
+
+/// The key that the tests' ledger signs with.
+pub fn ledger_key() -> Keypair {
+    key(201)
 }
 
 /// The tests' trusted verifier.
@@ -63,11 +157,26 @@ pub fn verifier() -> Keypair {
 
 /// A ledger's configuration that emits 1 000 µHYD a round, halved every 4 rounds, 2 500 in all.
 pub fn config() -> LedgerConfig {
-    let micro = |micro| Amount::from_micro(micro).unwrap();
-    LedgerConfig {
-        emission: Emission { initial: micro(1_000), halving_rounds: 4, cap: micro(2_500) },
-        verifiers: [verifier().public()].into(),
-    }
+    config_with(EconomyConfig::default())
+}
+
+/// The same with other numbers where they are not the emission's.
+pub fn config_with(economy: EconomyConfig) -> LedgerConfig {
+    let emission = Emission { initial: micro(1_000), halving_rounds: 4, cap: micro(2_500) };
+    emitting(EconomyConfig { emission, ..economy })
+}
+
+/// A ledger's configuration with this economy.
+pub fn emitting(economy: EconomyConfig) -> LedgerConfig {
+    let economy: Economy = economy.check().unwrap();
+    LedgerConfig { economy, verifiers: [verifier().public()].into() }
+}
+
+/// An economy in which pay vests after one more reward, everything being audited.
+pub fn vests_soon() -> EconomyConfig {
+    let mut economy = EconomyConfig { vesting_rewards: 1, ..EconomyConfig::default() };
+    economy.audit.floor = super::economy::Ppm::ONE;
+    economy
 }
 
 /// The `n`-th of the tests' tasks.
@@ -85,7 +194,8 @@ pub fn rejected(n: u32, worker: u8) -> Signed {
     verdict(n, worker, Outcome::Rejected { layer: Layer::Replay, reason: Reason::NoProgress })
 }
 
-fn verdict(n: u32, worker: u8, outcome: Outcome) -> Signed {
+/// A verdict by somebody else.
+pub fn verdict(n: u32, worker: u8, outcome: Outcome) -> Signed {
     let payload = Digest::of(b"payload");
     Signed::seal(&verifier(), &Verdict { task: task(n), worker: key(worker).public(), payload, outcome })
 }
@@ -100,11 +210,25 @@ pub fn pay_round(round: u32, verdicts: Vec<Signed>) -> Request {
     Request::PayRound { run: run(), round: Round(round), verdicts }
 }
 
-/// What the ledger's actor does with a request.
+/// What the ledger's actor does with a request at [`NOW`].
 pub fn ask(ledger: &mut Ledger, store: &mut dyn JournalStore, request: &Request) -> Result<Answer, LedgerError> {
-    let decided = ledger.decide(request)?;
-    store.append(decided.entries())?;
-    Ok(ledger.apply(decided))
+    ask_at(NOW, ledger, store, request)
+}
+
+/// The same at another time.
+pub fn ask_at(
+    now: Time,
+    ledger: &mut Ledger,
+    store: &mut dyn JournalStore,
+    request: &Request,
+) -> Result<Answer, LedgerError> {
+    let (answer, mut batch) = ledger.apply(ledger.decide(now, request)?);
+    batch.seal(&ledger_key());
+    store.append(&batch)?;
+    match answer {
+        Answer::Refused { error, .. } => Err(error),
+        answer => Ok(answer),
+    }
 }
 
 /// The pays of an answer, as (worker, task, µHYD).

@@ -106,12 +106,51 @@ pub const NORM_REFERENCE_MIN: usize = 3;
 /// all.
 pub const MODELS_KEPT: u32 = 3;
 
-/// Transfers in one linked chain: a round's pay is one chain.
-pub const CHAIN_TRANSFERS_MAX: usize = TASKS_PER_ROUND_MAX as usize + 16;
+/// Transfers in one linked chain: a round's pay is one chain, and each pay may let an older one vest.
+pub const CHAIN_TRANSFERS_MAX: usize = 2 * TASKS_PER_ROUND_MAX as usize + 16;
+
+/// Pending transfers that are unresolved: thirty-two unvested rewards for each of [`WORKERS_MAX`] workers, and a million
+/// queries, offers and stakes under way. A hundred bytes each: a ledger that comes near it has outgrown one machine.
+pub const HOLDS_MAX: usize = 33 * WORKERS_MAX;
+
+/// How far ahead a signed order may be valid. A refusal is remembered for as long, so this bounds the memory; a day
+/// leaves room for clocks that are wrong and networks that are down.
+pub const ORDER_LIFETIME_MAX: Duration = Duration::from_hours(24);
+
+/// How far ahead an offer may expire.
+pub const OFFER_LIFETIME_MAX: Duration = Duration::from_hours(90 * 24);
+
+/// How long a query's hold may last: no completion takes longer.
+pub const QUERY_LIFETIME_MAX: Duration = Duration::from_hours(1);
+
+/// Refusals that are remembered of one wallet. A client that has more than a few requests refused at a time is broken.
+pub const REFUSALS_PER_WALLET: usize = 64;
+
+/// Amounts that one wallet takes out of its stake at the same time: a finding ends them all in one chain.
+pub const UNSTAKING_MAX: usize = 16;
+
+/// Wallets that share in one query: each is a transfer.
+pub const CONTRIBUTORS_MAX: usize = 1024;
+
+/// Pending transfers that are ended by the clock at a time, so that a mailbox is never blocked for long.
+pub const DUE_AT_A_TIME: usize = 1024;
+
+/// Requests that wait to be written in one transaction. Ten thousand take a tenth of a second.
+pub const GROUP_COMMIT_MAX: usize = 10_000;
+
+/// Answers of the ledger that wait until they are durable: some hundred bytes each.
+pub const LEDGER_WAITING_MAX: usize = 1 << 17;
+
+/// How long a ledger that could not write waits before it lets its clock try again.
+pub const LEDGER_RETRY: Duration = Duration::from_secs(1);
 
 /// The canonical encoding of a transfer: the largest kind has two keys and four digests (192 bytes) and some numbers;
 /// twice that leaves room for kinds to come.
 pub const TRANSFER_BYTES_MAX: usize = 512;
+
+/// The write-ahead log is written back to the database file from this length on: a second of a busy ledger, and little
+/// beside the file itself.
+pub const WRITE_AHEAD_LOG_BYTES: u64 = 64 << 20;
 
 /// How long one connection to the database waits for another's transaction: a batch is written in milliseconds, so
 /// after five seconds something is stuck.

@@ -10,7 +10,7 @@ use crate::protocol::limits;
 
 /// The schema, one step a version. Steps are only ever added at the end: files that were written with the earlier ones
 /// are out there.
-const STEPS: &[M<'static>] = &[M::up(ledger::SCHEMA), M::up(coordinator::SCHEMA)];
+const STEPS: &[M<'static>] = &[M::up(ledger::SCHEMA_1), M::up(coordinator::SCHEMA), M::up(ledger::SCHEMA_2)];
 
 /// "HYDR" in the file's header: which program the file belongs to.
 const APPLICATION_ID: i32 = i32::from_be_bytes(*b"HYDR");
@@ -60,6 +60,20 @@ pub enum DatabaseError {
         version: i64,
         /// The newest version that this build knows.
         known: usize,
+    },
+    /// A database of ours from the past, where nothing may be written to it.
+    #[error(
+        "the database {} was written by an older Hydra (its schema is version {version}, this build reads {needed}). Open \
+         it once with `hydra up`, which brings it up to date",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// The version of its schema.
+        version: i64,
+        /// What this build reads.
+        needed: usize,
     },
     /// A database of ours whose pages do not fit together.
     #[error(
@@ -128,6 +142,35 @@ impl Database {
         })?;
         checkpoint_on_close(&connection, true).map_err(unusable)?;
         Ok(Self { connection, path: path.into() })
+    }
+
+    /// Opens the database at `path` for reading. Others may write to it meanwhile.
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, DatabaseError> {
+        let path = path.as_ref();
+        let unusable = |error| DatabaseError::from_sqlite(path, error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(unusable)?;
+        connection.busy_timeout(limits::DATABASE_WAIT).map_err(unusable)?;
+        if refuse_foreign(&connection, path)? {
+            return Err(DatabaseError::NotOurs { path: path.into() });
+        }
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(unusable)?;
+        if usize::try_from(version) != Ok(STEPS.len()) {
+            return Err(DatabaseError::Older { path: path.into(), version, needed: STEPS.len() });
+        }
+        Ok(Self { connection, path: path.into() })
+    }
+
+    /// Copies the database, as it is at this moment, to a new file. Others may write to it meanwhile.
+    pub fn copy_to(&self, to: &Path) -> Result<(), DatabaseError> {
+        let unusable = |error| DatabaseError::from_sqlite(to, error);
+        let mut copy = Connection::open(to).map_err(unusable)?;
+        let backup = rusqlite::backup::Backup::new(&self.connection, &mut copy).map_err(unusable)?;
+        // All pages in one step: it is one snapshot, however busy the writer is.
+        backup.step(-1).map_err(unusable)?;
+        drop(backup);
+        copy.pragma_update(None, "journal_mode", "WAL").map_err(unusable)?;
+        copy.close().map_err(|(_, error)| unusable(error))
     }
 
     /// Where the file is.
@@ -290,7 +333,7 @@ mod tests {
         let DatabaseError::Newer { version, known, .. } = &error else { panic!("{error}") };
         assert_eq!((*version, *known), (newer, STEPS.len()));
         assert!(error.to_string().contains("written by a newer Hydra"), "{error}");
-        let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('novelty', 'transfers')";
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('novelty', 'journal')";
         let connection = Connection::open(&path).unwrap();
         assert_eq!(connection.query_row(tables, [], |row| row.get::<_, i64>(0)), Ok(2));
     }
@@ -328,7 +371,7 @@ mod tests {
     #[test]
     fn a_database_whose_pages_are_damaged_is_refused_and_unharmed() {
         let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
-            INSERT INTO transfers SELECT i, randomblob(16), 'a', 'b', 1, zeroblob(100), zeroblob(32) FROM n";
+            INSERT INTO journal SELECT i, randomblob(16), 1, 'k', 'a', 'b', 1, 'p', zeroblob(100), zeroblob(32) FROM n";
         let (_folder, path) = changed(rows);
         let sound = fs::read(&path).unwrap();
         for page in 1..sound.len() / 4096 {
@@ -346,13 +389,13 @@ mod tests {
     fn a_failed_write_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let mut database = Database::open(folder.path().join("hydra.db")).unwrap();
-        let insert = "INSERT INTO transfers VALUES (1, x'01', 'a', 'b', 1, x'', x'')";
+        let insert = "INSERT INTO journal VALUES (1, x'01', 1, 'k', 'a', 'b', 1, 'p', x'', x'')";
         let result = database.write(|transaction| {
             transaction.execute(insert, [])?;
             transaction.execute(insert, [])
         });
         assert!(result.is_err());
-        let count = database.connection().query_row("SELECT count(*) FROM transfers", [], |row| row.get::<_, i64>(0));
+        let count = database.connection().query_row("SELECT count(*) FROM journal", [], |row| row.get::<_, i64>(0));
         assert_eq!(count, Ok(0));
     }
 }

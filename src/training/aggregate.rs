@@ -153,7 +153,12 @@ fn geometric_median(gram: &Gram, shares: &[f64]) -> Vec<f64> {
     let mut weights = shares.to_vec();
     for _ in 0..ITERATIONS {
         let distances = gram.distances(&weights);
-        let floor = 1e-6 * median(&distances).max(f64::MIN_POSITIVE);
+        let farthest = distances.iter().copied().fold(0.0, f64::max);
+        if farthest == 0.0 {
+            return weights;
+        }
+        // An update at the centre itself would pull without bound.
+        let floor = 1e-6 * farthest;
         let pulls: Vec<f64> = distances.iter().zip(shares).map(|(d, share)| share / d.max(floor)).collect();
         let total: f64 = pulls.iter().sum();
         weights = pulls.iter().map(|pull| pull / total).collect();
@@ -433,6 +438,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn one_update_is_its_own_aggregate_and_so_are_many_equal_ones() {
+        for (rule, count) in RULES.into_iter().flat_map(|rule| [(rule, 1), (rule, 5)]) {
+            let payload = encode(Codec::Fp32, &[update(1, 1.0)]).remove(0);
+            let result = aggregate(Aggregation { norm_limit: Some(1.0), rule }, Codec::Fp32, &vec![payload; count]);
+            assert!(distance(&result, &update(1, 1.0)) < 1e-5, "{rule:?} of {count}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -447,6 +461,7 @@ mod tests {
             for i in (1..payloads.len()).rev() {
                 payloads.swap(i, crate::protocol::below(&mut rng, i as u64 + 1) as usize);
             }
+            prop_assert!(expected.is_finite());
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
             prop_assert_eq!(pool.install(|| aggregate(aggregation, Codec::Ternary, &payloads)), expected);
         }

@@ -1,0 +1,142 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::draft::Draft;
+use super::{Answer, Decided, Forfeited, Ledger, LedgerError};
+use crate::ledger::economy;
+use crate::ledger::{Account, Kind, Purpose, Transfer, TransferId};
+use crate::protocol::{Amount, Digest, Layer, Outcome, PublicKey, Round, RunId, Signed, TaskId, Time, Verdict, wire};
+
+/// Work that an accepting verdict makes due.
+struct Work {
+    task: TaskId,
+    worker: PublicKey,
+    tokens: u64,
+    verdict: Digest,
+}
+
+/// The name of what a verdict finds: this payload of this worker for this task is false. However many verifiers find it,
+/// it is one finding.
+#[must_use]
+pub fn finding(verdict: &Verdict) -> Digest {
+    let Verdict { task, worker, payload, .. } = verdict;
+    Digest::in_domain("hydra finding v1", &wire::encode(&(task, worker, payload)))
+}
+
+impl Ledger {
+    /// What paying a round comes to: what it came to the first time, if it was paid before.
+    pub(super) fn decide_round(
+        &self,
+        at: Time,
+        run: RunId,
+        round: Round,
+        verdicts: &[Signed],
+    ) -> Result<Decided, LedgerError> {
+        let digest = Digest::in_domain("hydra round verdicts v1", &wire::encode(&verdicts));
+        if let Some(paid) = self.index.rounds.get(&(run, round)) {
+            if paid.verdicts != digest {
+                return Err(LedgerError::RoundDiffers { run, round });
+            }
+            let (pays, head) = (paid.pays.clone(), paid.head);
+            return Ok(self.unchanged(Answer::RoundPaid { run, round, pays, head }));
+        }
+        let work = self.accepted(verdicts)?;
+        let emission = self.config.economy.emission(round, self.book.emitted());
+        let tokens: Vec<u64> = work.iter().map(|work| work.tokens).collect();
+        let shares = economy::split(emission, &tokens);
+        let pays: Vec<(&Work, Amount)> = work.iter().zip(shares).filter(|(_, share)| !share.is_zero()).collect();
+        let mut draft = Draft::new(self, at);
+        for (&(work, amount), index) in pays.iter().zip(0..) {
+            draft.push(Transfer {
+                id: TransferId::pay(run, round, index),
+                kind: Kind::Pending { expires: None },
+                debit: Account::Emission,
+                credit: Account::Wallet(work.worker),
+                amount,
+                purpose: Purpose::Pay { run, round, task: work.task, verdict: work.verdict, verdicts: digest },
+            });
+        }
+        let what: Vec<_> = pays.iter().map(|(work, amount)| (work.worker, work.task, *amount)).collect();
+        if draft.is_empty() {
+            let head = self.journal.head();
+            return Ok(self.unchanged(Answer::RoundPaid { run, round, pays: what, head }));
+        }
+        self.vest(&mut draft, run, round, &what);
+        Ok(draft.decide(|_, head| Answer::RoundPaid { run, round, pays: what, head })?)
+    }
+
+    /// Lets vest what these rewards make old enough.
+    fn vest(&self, draft: &mut Draft, run: RunId, round: Round, pays: &[(PublicKey, TaskId, Amount)]) {
+        let mut rewards: BTreeMap<PublicKey, Vec<(TransferId, Amount)>> = BTreeMap::new();
+        for ((worker, _, amount), index) in pays.iter().zip(0..) {
+            rewards.entry(*worker).or_default().push((TransferId::pay(run, round, index), *amount));
+        }
+        let keep = self.config.economy.config().vesting_rewards as usize;
+        for (worker, new) in rewards {
+            let old = self.index.workers.get(&worker).map_or_else(Default::default, |worker| worker.unvested.clone());
+            let due = (old.len() + new.len()).saturating_sub(keep);
+            for (pending, amount) in old.into_iter().chain(new).take(due) {
+                let kind = Kind::Post { pending };
+                draft.add(kind, Account::Emission, Account::Wallet(worker), amount, Purpose::Vest);
+            }
+        }
+    }
+
+    /// The work that `verdicts` accept, in their order. What was found false since earns nothing.
+    fn accepted(&self, verdicts: &[Signed]) -> Result<Vec<Work>, LedgerError> {
+        let mut accepted = Vec::new();
+        let mut tasks = BTreeSet::new();
+        for (index, signed) in verdicts.iter().enumerate() {
+            let (signer, verdict) = signed.open::<Verdict>().map_err(|error| LedgerError::Verdict { index, error })?;
+            if !self.config.verifiers.contains(&signer) {
+                return Err(LedgerError::VerifierUnknown { index, signer });
+            }
+            let Verdict { task, worker, outcome: Outcome::Accepted { tokens, .. }, .. } = verdict else { continue };
+            if !tasks.insert(task) {
+                return Err(LedgerError::TaskTwice { task });
+            }
+            if let Some(&(run, round)) = self.index.work.get(&(task, worker)) {
+                return Err(LedgerError::WorkPaid { task, worker, run, round });
+            }
+            if !self.index.findings.contains_key(&finding(&verdict)) {
+                accepted.push(Work { task, worker, tokens, verdict: Digest::of(&wire::encode(signed)) });
+            }
+        }
+        Ok(accepted)
+    }
+
+    /// What a finding comes to: what it came to the first time, if it is known.
+    pub(super) fn decide_forfeit(&self, at: Time, signed: &Signed) -> Result<Decided, LedgerError> {
+        let (signer, verdict) = signed.open::<Verdict>().map_err(|error| LedgerError::Verdict { index: 0, error })?;
+        if !self.config.verifiers.contains(&signer) {
+            return Err(LedgerError::VerifierUnknown { index: 0, signer });
+        }
+        if !matches!(verdict.outcome, Outcome::Rejected { layer: Layer::Replay, .. }) {
+            return Err(LedgerError::NoFinding);
+        }
+        let finding = finding(&verdict);
+        if let Some(forfeited) = self.index.findings.get(&finding) {
+            return Ok(self.unchanged(Answer::Forfeited(*forfeited)));
+        }
+        let worker = verdict.worker;
+        let (wallet, stake) = (Account::Wallet(worker), Account::Stake(worker));
+        let mut draft = Draft::new(self, at);
+        let mut unvested = Amount::ZERO;
+        if let Some(worker) = self.index.workers.get(&worker) {
+            for &(pending, amount) in &worker.unvested {
+                draft.add(Kind::Void { pending }, Account::Emission, wallet, amount, Purpose::Forfeit { finding });
+                // Together less than the cap, which is an amount.
+                unvested = unvested.checked_add(amount).unwrap_or(unvested);
+            }
+            for (&pending, &(amount, _)) in &worker.unstaking {
+                draft.add(Kind::Void { pending }, stake, wallet, amount, Purpose::Forfeit { finding });
+            }
+        }
+        let burned = Amount::try_from(self.book.balance(stake).0).unwrap_or(Amount::ZERO);
+        let purpose = Purpose::Slash { verdict: Digest::of(&wire::encode(signed)), finding };
+        draft.add(Kind::Single, stake, Account::Burn, burned, purpose);
+        let places = draft.len() as u64 - 1;
+        Ok(draft.decide(|first, _| {
+            Answer::Forfeited(Forfeited { worker, unvested, stake: burned, sequence: first + places })
+        })?)
+    }
+}
