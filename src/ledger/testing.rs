@@ -83,6 +83,7 @@ fn account() -> impl Strategy<Value = Account> {
 /// One transfer of a history, before it is known what came earlier.
 #[derive(Debug, Clone)]
 enum Step {
+    #[expect(clippy::option_option, reason = "perhaps pending, and if so perhaps with an end")]
     New(u128, Account, Account, i64, Option<Option<u64>>),
     Ends(u128, u8, prop::sample::Index, Option<i64>),
 }

@@ -28,7 +28,7 @@ impl Tolerance {
         let measured =
             [(difference.codes, self.codes), (difference.scales, self.distance), (difference.exact, self.distance)];
         // A distance that is no number is no proof of honesty.
-        let beyond = measured.into_iter().find(|(distance, most)| !(distance <= most));
+        let beyond = measured.into_iter().find(|(distance, most)| distance.is_nan() || distance > most);
         beyond.map_or(Ok(()), |(distance, tolerance)| {
             Err(Reason::ReplayMismatch { distance: distance as f32, tolerance: tolerance as f32 })
         })
