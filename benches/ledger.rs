@@ -84,7 +84,7 @@ fn orders(count: usize) -> (Vec<Request>, f64) {
         let (from, to) = (n * 7 % WALLETS, (n * 13 + 1) % WALLETS);
         let to = if from == to { (to + 1) % WALLETS } else { to };
         let action = Action::Send { to: publics[to], amount: Amount::from_micro(1 + n as i64 % 100).unwrap() };
-        let valid_until = now + std::time::Duration::from_secs(3_600);
+        let valid_until = now + std::time::Duration::from_hours(1);
         Signed::seal(&keys[from], &Order { id: TransferId::request(now, first + n as u64), valid_until, action })
     };
     let signed: Vec<Signed> = (0..count).into_par_iter().map(sign).collect();
@@ -225,7 +225,7 @@ async fn fill(ledger: &Addr<LedgerActor>, rows: usize) {
         for n in 0..part / 4 {
             let (query, wallet) = (TransferId::request(now, first + n as u64), key(n % WALLETS).public());
             let [held, cost] = [100, 40].map(|micro| Amount::from_micro(micro).unwrap());
-            let expires = now + std::time::Duration::from_secs(3_000);
+            let expires = now + std::time::Duration::from_mins(50);
             requests.push(Request::Hold { id: query, wallet, amount: held, expires });
             requests.push(Request::Settle { query, wallet, cost, contributors: Vec::new() });
         }
