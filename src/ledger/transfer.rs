@@ -202,7 +202,7 @@ pub enum Purpose {
     Vest,
     /// A pay, or a stake on its way out, that is taken back for false work.
     Forfeit {
-        /// What was found: see [`Finding`](super::Finding).
+        /// What was found.
         finding: Digest,
     },
     /// A stake that is burned for false work; nothing, where there was no stake: it still tells of the finding.
