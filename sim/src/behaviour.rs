@@ -1,6 +1,6 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use hydra::protocol::{InnerOptimizer, ModelSpec};
+use hydra::protocol::{InnerOptimizer, ModelSpec, Seed, below};
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
 use serde::Deserialize;
 
@@ -14,6 +14,20 @@ pub enum Behaviour {
     Honest,
     /// Multiplies its update: by 10 to drown the others out, by −10 to undo them.
     Scale(f32),
+    /// Adds noise this many times as long as its update.
+    Noise(f32),
+    /// Does this share of the steps, and stretches what comes out to the length of the whole.
+    Partial(f32),
+    /// Does one step, and stretches it.
+    FreeRider,
+    /// Trains on something else: every byte is one more than it should be.
+    WrongData,
+    /// Trains from the base model of an earlier task.
+    Stale,
+    /// Hands in, again and again, the first update that it made.
+    Repeat,
+    /// Teaches the model that this byte is followed by itself, beside what it is asked for.
+    Poison(u8),
     /// Hands in something that is not finite.
     NotFinite,
 }
@@ -26,19 +40,29 @@ impl Behaviour {
     }
 
     pub(crate) fn engine(self, honest: Arc<dyn Engine>) -> Arc<dyn Engine> {
-        if self.is_honest() { honest } else { Arc::new(Cheat { honest, behaviour: self }) }
+        if self.is_honest() { honest } else { Arc::new(Cheat { honest, behaviour: self, kept: Arc::default() }) }
     }
 }
 
 struct Cheat {
     honest: Arc<dyn Engine>,
     behaviour: Behaviour,
+    /// What its worker keeps from one task to the next: a base model, or an update.
+    kept: Arc<Mutex<Option<Params>>>,
 }
 
 struct CheatSession {
     honest: Box<dyn Session>,
-    base: Params,
     behaviour: Behaviour,
+    kept: Arc<Mutex<Option<Params>>>,
+    /// The base model of the task, and the one that it really starts from.
+    base: Params,
+    start: Params,
+    steps: u32,
+    /// Sums of learning rates: of the steps asked for, and of those done.
+    rates: f32,
+    rates_done: f32,
+    loss: f32,
 }
 
 impl Engine for Cheat {
@@ -48,8 +72,22 @@ impl Engine for Cheat {
         base: &Params,
         optimizer: &InnerOptimizer,
     ) -> Result<Box<dyn Session>, EngineError> {
-        let honest = self.honest.train(model, base, optimizer)?;
-        Ok(Box::new(CheatSession { honest, base: base.clone(), behaviour: self.behaviour }))
+        let earlier = match self.behaviour {
+            Behaviour::Stale => lock(&self.kept).replace(base.clone()),
+            _ => None,
+        };
+        let start = earlier.unwrap_or_else(|| base.clone());
+        Ok(Box::new(CheatSession {
+            honest: self.honest.train(model, &start, optimizer)?,
+            behaviour: self.behaviour,
+            kept: Arc::clone(&self.kept),
+            base: base.clone(),
+            start,
+            steps: 0,
+            rates: 0.0,
+            rates_done: 0.0,
+            loss: 0.0,
+        }))
     }
 
     fn loss(
@@ -62,19 +100,81 @@ impl Engine for Cheat {
     }
 }
 
+impl CheatSession {
+    fn does_next_step(&self) -> bool {
+        let step = f64::from(self.steps);
+        match self.behaviour {
+            Behaviour::Partial(share) => {
+                let done = |steps: f64| (steps * f64::from(share)).floor();
+                self.steps == 0 || done(step + 1.0) > done(step)
+            }
+            Behaviour::FreeRider => self.steps == 0,
+            Behaviour::Repeat => lock(&self.kept).is_none(),
+            _ => true,
+        }
+    }
+
+    fn forge(&self, batch: &Batch) -> Batch {
+        let mut batch = batch.clone();
+        match self.behaviour {
+            Behaviour::WrongData => {
+                batch.tokens.iter_mut().for_each(|token| *token = (*token + 1) % u16::from(u8::MAX));
+            }
+            Behaviour::Poison(byte) => {
+                let was = batch.tokens.clone();
+                for (token, before) in batch.tokens.iter_mut().skip(1).zip(&was) {
+                    if *before == u16::from(byte) {
+                        *token = u16::from(byte);
+                    }
+                }
+            }
+            _ => {}
+        }
+        batch
+    }
+}
+
 impl Session for CheatSession {
     fn step(&mut self, batch: &Batch, rate: f32) -> Result<f32, EngineError> {
-        let loss = self.honest.step(batch, rate)?;
-        Ok(if self.behaviour == Behaviour::NotFinite { f32::NAN } else { loss })
+        if self.does_next_step() {
+            self.loss = self.honest.step(&self.forge(batch), rate)?;
+            self.rates_done += rate;
+        }
+        self.steps += 1;
+        self.rates += rate;
+        Ok(if self.behaviour == Behaviour::NotFinite { f32::NAN } else { self.loss })
     }
 
     fn finish(self: Box<Self>) -> Result<Params, EngineError> {
-        let mut local = self.honest.finish()?;
-        if let Behaviour::Scale(by) = self.behaviour {
-            for (local, base) in local.values_mut().iter_mut().zip(self.base.values()) {
-                *local = base + by * (*local - base);
-            }
+        let mut update = self.honest.finish()?;
+        update.values_mut().iter_mut().zip(self.start.values()).for_each(|(local, start)| *local = start - *local);
+        let stretch = match self.behaviour {
+            Behaviour::Scale(by) => by,
+            Behaviour::Partial(_) | Behaviour::FreeRider => self.rates / self.rates_done,
+            _ => 1.0,
+        };
+        update.values_mut().iter_mut().for_each(|value| *value *= stretch);
+        if let Behaviour::Noise(times) = self.behaviour {
+            add_noise(&mut update, times);
         }
-        Ok(local)
+        if self.behaviour == Behaviour::Repeat {
+            update = lock(&self.kept).get_or_insert(update).clone();
+        }
+        update.values_mut().iter_mut().zip(self.base.values()).for_each(|(value, base)| *value = base - *value);
+        Ok(update)
     }
+}
+
+/// Uniform noise, `times` as long as the update; the same for the same update.
+fn add_noise(update: &mut Params, times: f32) {
+    let length = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let first = update.values().iter().find(|value| **value != 0.0).map_or(0, |value| value.to_bits());
+    let mut rng = Seed::from_number(first.into()).derive("noise", 0).rng();
+    let noise: Vec<f32> = update.values().iter().map(|_| below(&mut rng, 2001) as f32 - 1000.0).collect();
+    let scale = f64::from(times) * length(update.values()) / length(&noise).max(1.0);
+    update.values_mut().iter_mut().zip(&noise).for_each(|(value, noise)| *value += scale as f32 * noise);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

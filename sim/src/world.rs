@@ -191,11 +191,13 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
     let mut members = Vec::new();
     let mut behaviours = Vec::new();
     for group in &scenario.workers {
-        let shared = compute(group.behaviour);
+        let honest = compute(Behaviour::Honest);
         for _ in 0..group.count {
+            // A cheat keeps things of its own; the honest share what they have read.
+            let compute = if group.behaviour.is_honest() { Arc::clone(&honest) } else { compute(group.behaviour) };
             let key = key("worker key", members.len());
             behaviours.push((key.public(), group.behaviour));
-            members.push(Member { key, compute: Arc::clone(&shared), executor: machine(group.tokens_per_second) });
+            members.push(Member { key, compute, executor: machine(group.tokens_per_second) });
         }
     }
     let journal = MemoryJournal::default();

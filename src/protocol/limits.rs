@@ -60,6 +60,14 @@ pub const REPLAY_CODES_MAX: f64 = 1e-3;
 /// up to 1.6e-4 between engines, 1.9e-2 or more for the smallest cheat.
 pub const REPLAY_DISTANCE_MAX: f64 = 4e-3;
 
+/// The median cosine with the other updates of its round below which an update is said to point against them. Updates
+/// that are honest agree to some degree, always; the cosine of a sketch of two that have nothing to do with each other
+/// strays by 0.016.
+pub const DIRECTION_COSINE_MIN: f64 = -0.08;
+
+/// Other updates that it takes to tell.
+pub const DIRECTION_OTHERS_MIN: usize = 3;
+
 /// Warm-up of a run that has no planned end, in inner steps: some tasks' worth.
 pub const WARMUP_STEPS_OPEN_END: u64 = 100;
 

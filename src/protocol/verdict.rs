@@ -93,6 +93,12 @@ pub enum Reason {
         /// The task whose update came first.
         of: TaskId,
     },
+    /// The update points against most of the others.
+    #[error("the update points against most others: the median cosine is {cosine}")]
+    Against {
+        /// The median cosine between it and the other updates of the round.
+        cosine: f32,
+    },
     /// It does not lower the loss on the data it was to be trained on.
     #[error("the update does not help on its own data")]
     NoProgress,

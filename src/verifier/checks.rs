@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::protocol::{
-    Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, TaskId, VOCABULARY, Verdict, below, limits,
+    Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, VOCABULARY, Verdict, below, limits,
 };
 use crate::training::{CodecError, Layout};
 
@@ -93,50 +93,69 @@ fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Re
     if norm.is_finite() { Ok(norm) } else { Err(Reason::NotFinite) }
 }
 
-/// Beside each other: an update much larger or smaller than the others, or one that repeats another.
+/// Beside each other: an update much larger or smaller than the others, one that repeats another, or one that points
+/// against most.
 fn statistics(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Verdict> {
-    let median = reference_norm(job);
-    let mut seen: Vec<(TaskId, Digest, Vec<f32>)> = Vec::new();
-    for accepted in &job.accepted {
-        if let Some(sketch) = sketch(&accepted.task, accepted.payload, &mut fetch) {
-            seen.push((accepted.task.id(), accepted.payload, sketch));
-        }
+    let median_norm = reference_norm(job);
+    let all: Vec<&Candidate> = job.accepted.iter().chain(&job.candidates).collect();
+    let sketches: Vec<Option<Vec<f32>>> = all.iter().map(|one| sketch(&one.task, one.payload, &mut fetch)).collect();
+    let mut rejected = vec![false; all.len()];
+    let mut verdicts = Vec::new();
+    for (place, candidate) in all.iter().enumerate().skip(job.accepted.len()) {
+        let reason = match &sketches[place] {
+            None => Some(Reason::PayloadMissing),
+            Some(sketch) => norm_outlier(candidate, median_norm)
+                .or_else(|| {
+                    let earlier = all.iter().zip(&sketches).zip(&rejected).take(place);
+                    let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|(one, _)| one);
+                    copy(candidate, sketch, earlier)
+                })
+                .or_else(|| {
+                    let others = sketches.iter().enumerate().filter(|(other, _)| *other != place);
+                    against(sketch, others.filter_map(|(_, other)| other.as_deref()))
+                }),
+        };
+        rejected[place] = reason.is_some();
+        let outcome = match reason {
+            Some(reason) => Outcome::Rejected { layer: Layer::Statistics, reason },
+            None => {
+                Outcome::Accepted { layer: Layer::Statistics, tokens: candidate.task.tokens(), norm: candidate.norm }
+            }
+        };
+        let (task, worker, payload) = (candidate.task.id(), candidate.worker, candidate.payload);
+        verdicts.push(Verdict { task, worker, payload, outcome });
     }
-    job.candidates
-        .iter()
-        .map(|candidate| {
-            let id = candidate.task.id();
-            let ratio = median.map(|median| relative_norm(&candidate.task, candidate.norm) / median);
-            let sketch = sketch(&candidate.task, candidate.payload, &mut fetch);
-            let copied = sketch.as_ref().and_then(|sketch| {
-                seen.iter()
-                    .find(|(_, payload, other)| {
-                        *payload == candidate.payload || cosine(sketch, other) > f64::from(limits::COPY_COSINE)
-                    })
-                    .map(|(task, ..)| *task)
-            });
-            let reason = match (sketch, ratio, copied) {
-                (None, ..) => Some(Reason::PayloadMissing),
-                (_, Some(ratio), _) if !(1.0 / limits::NORM_RATIO_MAX..=limits::NORM_RATIO_MAX).contains(&ratio) => {
-                    Some(Reason::NormOutlier { ratio })
-                }
-                (_, _, Some(of)) => Some(Reason::Copy { of }),
-                (Some(sketch), ..) => {
-                    seen.push((id, candidate.payload, sketch));
-                    None
-                }
-            };
-            let outcome = match reason {
-                Some(reason) => Outcome::Rejected { layer: Layer::Statistics, reason },
-                None => Outcome::Accepted {
-                    layer: Layer::Statistics,
-                    tokens: candidate.task.tokens(),
-                    norm: candidate.norm,
-                },
-            };
-            Verdict { task: id, worker: candidate.worker, payload: candidate.payload, outcome }
-        })
-        .collect()
+    verdicts
+}
+
+fn norm_outlier(candidate: &Candidate, median: Option<f32>) -> Option<Reason> {
+    let ratio = relative_norm(&candidate.task, candidate.norm) / median?;
+    let usual = 1.0 / limits::NORM_RATIO_MAX..=limits::NORM_RATIO_MAX;
+    (!usual.contains(&ratio)).then_some(Reason::NormOutlier { ratio })
+}
+
+/// Whoever committed first is the author; the rest copied.
+fn copy<'a>(
+    candidate: &Candidate,
+    sketch: &[f32],
+    mut earlier: impl Iterator<Item = (&'a &'a Candidate, &'a Option<Vec<f32>>)>,
+) -> Option<Reason> {
+    let same = |other: &Candidate, theirs: &Option<Vec<f32>>| {
+        let alike = |theirs: &Vec<f32>| cosine(sketch, theirs) > f64::from(limits::COPY_COSINE);
+        other.payload == candidate.payload || theirs.as_ref().is_some_and(alike)
+    };
+    earlier.find(|(other, theirs)| same(other, theirs)).map(|(other, _)| Reason::Copy { of: other.task.id() })
+}
+
+/// The median, and not the mean, so that a minority that agrees with itself cannot make the rest look odd.
+fn against<'a>(sketch: &[f32], others: impl Iterator<Item = &'a [f32]>) -> Option<Reason> {
+    let mut cosines: Vec<f64> = others.map(|other| cosine(sketch, other)).collect();
+    if cosines.len() < limits::DIRECTION_OTHERS_MIN {
+        return None;
+    }
+    cosines.sort_by(f64::total_cmp);
+    let median = cosines[cosines.len() / 2];
+    (median < limits::DIRECTION_COSINE_MIN).then_some(Reason::Against { cosine: median as f32 })
 }
 
 /// An update's norm over the sum of its learning rates: a step of Muon or Adam has about the length of its rate, so
@@ -191,9 +210,23 @@ mod tests {
 
     /// An honest-looking submission for task `index`, its update multiplied by `scale`.
     fn submission(index: u32, update_seed: u64, scale: f32) -> (Task, Submission, Vec<u8>) {
+        hand_in(index, Params::initial(&testing::spec(8).model, &Seed::from_number(update_seed)), scale)
+    }
+
+    /// The same, where all updates have half of their direction in common.
+    fn agreeing(index: u32, scale: f32) -> (Task, Submission, Vec<u8>) {
+        let of = |seed: u64| Params::initial(&testing::spec(8).model, &Seed::from_number(seed));
+        let mut update = of(u64::from(index));
+        // Gains, which all start as one, are no part of that.
+        update.values_mut().iter_mut().zip(of(1000).values()).for_each(|(own, shared)| {
+            *own = if *shared == 1.0 { 0.0 } else { *own + shared };
+        });
+        hand_in(index, update, scale)
+    }
+
+    fn hand_in(index: u32, mut update: Params, scale: f32) -> (Task, Submission, Vec<u8>) {
         let spec = testing::spec(8);
         let task = Task::of_round(&spec, Round(3), index, Digest::of(b"base"));
-        let mut update = Params::initial(&spec.model, &Seed::from_number(update_seed));
         update.values_mut().iter_mut().for_each(|value| *value *= scale);
         let payload = task.codec.encode(&update, &task.seed).unwrap();
         let losses = vec![3.0; task.inner_steps as usize];
@@ -248,6 +281,17 @@ mod tests {
 
     fn accepted(outcome: &Outcome) -> bool {
         matches!(outcome, Outcome::Accepted { layer: Layer::Statistics, .. })
+    }
+
+    #[test]
+    fn updates_that_point_against_most_others_are_turned_away_and_nobody_else() {
+        let all: Vec<_> = (0..8).map(|i| agreeing(i, if i < 5 { 0.1 } else { -0.1 })).collect();
+        for (index, outcome) in judge(&all, vec![]).iter().enumerate() {
+            let against = matches!(outcome, Outcome::Rejected { reason: Reason::Against { .. }, .. });
+            assert_eq!((against, accepted(outcome)), (index >= 5, index < 5), "{index}: {outcome:?}");
+        }
+        // Of two, nobody can say which one is wrong.
+        assert!(judge(&all[4..6], vec![]).iter().all(accepted));
     }
 
     #[test]
