@@ -51,7 +51,10 @@ fn source(path: &Path) -> Source {
     let whole = fs::read_to_string(path).unwrap();
     let path = path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
     // Modules that are all tests: the layers hold for what is shipped.
-    let only_tests = path.ends_with("/tests.rs") || path.ends_with("/testing.rs") || path.contains("/laws/");
+    let only_tests = path.ends_with("/tests.rs")
+        || path.ends_with("/testing.rs")
+        || path.contains("/laws/")
+        || path.ends_with("/conformance.rs");
     let before_tests = if only_tests { "" } else { whole.split("#[cfg(test)]\nmod tests").next().unwrap_or_default() };
     let code =
         before_tests.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");

@@ -29,7 +29,7 @@ pub(super) struct GenerateArgs {
     /// Where the run is [default: as for `hydra up`]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// What to compute on
+    /// What to compute on: a name from `hydra device list`; auto takes the fastest
     #[arg(long, default_value = "auto")]
     device: String,
 }

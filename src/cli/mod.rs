@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, and the one place where errors become words for people.
 
+mod device;
 mod generate;
 mod progress;
 mod report;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::model::DeviceChoice;
+use self::device::device;
 
 /// Trains one neural network on many computers, and pays for it.
 #[derive(Debug, Parser)]
@@ -26,6 +27,7 @@ Examples:
   hydra up --rounds 20                         train on Hydra's own code and documentation
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
+  hydra device bench                           how fast this machine trains
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 
@@ -33,6 +35,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 enum Command {
     Up(Box<up::UpArgs>),
     Generate(generate::GenerateArgs),
+    Device(device::DeviceArgs),
 }
 
 /// What went wrong, and whose doing it is.
@@ -57,6 +60,7 @@ pub fn run(args: Args) -> ExitCode {
     let result = match args.command {
         Command::Up(args) => up::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Device(args) => device::run(&args),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,
@@ -86,8 +90,4 @@ fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let platform = directories::ProjectDirs::from("", "", "hydra");
     let platform = platform.context("this system has no data directory for you; name one with --state-dir")?;
     Ok(platform.data_dir().to_owned())
-}
-
-fn device(name: &str) -> Result<DeviceChoice, Failure> {
-    name.parse().map_err(|error: crate::model::DeviceError| Failure::Usage(error.into()))
 }

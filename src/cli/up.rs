@@ -5,8 +5,10 @@ use std::sync::Arc;
 use actix::System;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::device::fits;
 use super::progress::Progress;
 use super::report::{Summary, thousands};
 use super::{Failure, device, state_dir};
@@ -14,7 +16,7 @@ use crate::compute::Compute;
 use crate::coordinator::{self, Inspect, Record, State};
 use crate::data;
 use crate::ledger::{Economy, EconomyConfig, Ledger, LedgerConfig};
-use crate::model::{BurnEngine, Preset};
+use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
     Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed,
     Timing, limits,
@@ -71,7 +73,7 @@ pub(super) struct UpArgs {
     /// Where the run lives [default: the platform's data directory]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// What to compute on: auto or ndarray
+    /// What to compute on: a name from `hydra device list`; auto takes the fastest
     #[arg(long, default_value = "auto")]
     device: String,
     /// Begin a new run; an earlier one in the state directory is moved aside into a subfolder, keys are kept
@@ -82,10 +84,20 @@ pub(super) struct UpArgs {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum OptimizerName {
+#[derive(Debug, Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OptimizerName {
     Muon,
     Adamw,
+}
+
+impl From<OptimizerName> for InnerOptimizer {
+    fn from(name: OptimizerName) -> Self {
+        match name {
+            OptimizerName::Muon => Self::muon(),
+            OptimizerName::Adamw => Self::adamw(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -110,7 +122,8 @@ impl From<CodecName> for Codec {
 }
 
 pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
-    let engine = BurnEngine::new(device(&args.device)?);
+    let device = device(&args.device)?;
+    let engine = BurnEngine::new(device);
     let draft = args.spec(args.workers.unwrap_or_else(default_workers), Digest::of(&[]));
     draft.validate().map_err(|error| Failure::Usage(error.into()))?;
     let given = if args.data.is_empty() { None } else { Some(data::read(&args.data)?) };
@@ -132,6 +145,7 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let (spec, records) = match store.load()? {
         Some((spec, records)) => {
             args.check_against(&spec)?;
+            args.check_memory(&spec, device)?;
             if let Some(data) = &given {
                 let manifest = data.corpus.store(|_| Ok::<_, Failure>(()))?;
                 if Digest::of(&manifest.encode()) != spec.dataset {
@@ -140,7 +154,10 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
             }
             (spec, records)
         }
-        None => create(args, draft, given, &mut store, &compute)?,
+        None => {
+            args.check_memory(&draft, device)?;
+            create(args, draft, given, &mut store, &compute)?
+        }
     };
     let state = State::replay(spec, records);
     // Found now, a damaged model costs nobody any work.
@@ -178,9 +195,10 @@ impl UpArgs {
         let mut model = recipe.model;
         model.context = self.context.unwrap_or(model.context);
         let inner_steps = self.inner_steps.unwrap_or(30);
-        let (optimizer, rate) = match self.optimizer.unwrap_or(OptimizerName::Muon) {
-            OptimizerName::Muon => (InnerOptimizer::muon(), 3e-3),
-            OptimizerName::Adamw => (InnerOptimizer::adamw(), 1e-3),
+        let optimizer = InnerOptimizer::from(self.optimizer.unwrap_or(OptimizerName::Muon));
+        let rate = match optimizer {
+            InnerOptimizer::Muon(..) => 3e-3,
+            InnerOptimizer::AdamW(_) => 1e-3,
         };
         let total_steps = self.rounds.map(|rounds| u64::from(rounds) * u64::from(inner_steps));
         RunSpec {
@@ -199,6 +217,13 @@ impl UpArgs {
             emission: Emission::default(),
             timing: Timing::default(),
         }
+    }
+
+    /// Refuses a run whose workers, as many as compute at the same time, have no room.
+    fn check_memory(&self, spec: &RunSpec, device: DeviceChoice) -> Result<(), Failure> {
+        let recipe = Recipe { model: spec.model, batch: spec.batch };
+        let workers = self.workers.unwrap_or_else(default_workers).min(u32::try_from(cores()).unwrap_or(u32::MAX));
+        fits(&recipe, &spec.optimizer, device, workers)
     }
 
     /// Refuses flags that ask for something else than the run that is there: it cannot change any more.

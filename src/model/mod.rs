@@ -3,24 +3,29 @@
 //!
 //! In reading order:
 //! - [`presets`](Preset): named sizes;
-//! - `device`: which hardware computes;
+//! - `device`: which hardware computes; [`memory`]: how much of it training needs;
 //! - [`checkpoint`]: parameters as safetensors, readable by Hugging Face tools;
 //! - `weights`: parameters as burn tensors;
 //! - `transformer`: the network in plain burn operations, for any device, and the reference in tests;
 //! - `optimizer`: `AdamW` and Muon, likewise;
 //! - `fused`, `matmul`: the same on the processor, several times faster;
 //! - `network`: which of the two a device gets;
-//! - [`engine`](BurnEngine): training and measuring; [`Predictor`]: the next token.
+//! - [`engine`](BurnEngine): training and measuring; [`Predictor`]: the next token;
+//! - [`speed`]: what a device achieves.
 
 pub mod checkpoint;
+#[cfg(test)]
+mod conformance;
 mod device;
 mod engine;
 mod fused;
 mod matmul;
+pub mod memory;
 mod network;
 mod optimizer;
 mod predictor;
 mod presets;
+pub mod speed;
 mod transformer;
 mod weights;
 

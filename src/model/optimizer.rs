@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use super::weights::{Group, Part, Weights};
 use crate::protocol::{AdamW, InnerOptimizer, Muon};
@@ -77,15 +77,24 @@ pub(super) struct Plain {
     optimizer: InnerOptimizer,
     /// Steps done.
     steps: u32,
-    /// For each group, for each part, its moments so far (Muon: the first only).
-    moments: Vec<Vec<[Option<Tensor<1>>; 2]>>,
+    /// What is kept between steps, of each group.
+    states: Vec<GroupState>,
+}
+
+/// What is kept of a group between steps.
+#[derive(Default)]
+struct GroupState {
+    /// The moments so far (Muon: the first only) of the group as a whole or of each of its parts.
+    moments: Vec<[Option<Tensor<1>>; 2]>,
+    /// 1 where weights may decay, 0 elsewhere.
+    decays: Option<Tensor<1>>,
 }
 
 impl Plain {
     /// A fresh optimiser.
     pub fn new(groups: Vec<Group>, optimizer: InnerOptimizer) -> Self {
-        let moments = groups.iter().map(|group| group.parts.iter().map(|_| [None, None]).collect()).collect();
-        Self { groups, optimizer, steps: 0, moments }
+        let state = |group: &Group| GroupState { moments: vec![[None, None]; group.parts.len()], decays: None };
+        Self { states: groups.iter().map(state).collect(), groups, optimizer, steps: 0 }
     }
 }
 
@@ -96,38 +105,95 @@ impl Optimizer for Plain {
         let norm = squares.reduce(|sum, square| sum + square).map(Tensor::sqrt);
         let scale = norm.map(|norm| norm.add_scalar(CLIP_EPSILON).recip().mul_scalar(CLIP_NORM).clamp_max(1.0));
         let mut next = Vec::with_capacity(weights.len());
-        for (((group, moments), weight), gradient) in
-            self.groups.iter().zip(&mut self.moments).zip(weights).zip(gradients)
+        for (((group, state), weight), gradient) in self.groups.iter().zip(&mut self.states).zip(weights).zip(gradients)
         {
             let gradient = match &scale {
                 Some(scale) => gradient * scale.clone(),
                 None => gradient,
             };
-            let parts = group.parts.iter().zip(moments).map(|(part, moments)| {
-                let [weight, gradient] = [&weight, &gradient].map(|tensor| tensor.clone().slice([part.range.clone()]));
-                match Update::of(part, &self.optimizer, self.steps, rate) {
-                    Update::AdamW { rate, second_correction, keep, settings } => {
-                        let first = decayed(moments[0].take(), gradient.clone(), settings.beta1);
-                        let second = decayed(moments[1].take(), gradient.clone() * gradient, settings.beta2);
-                        *moments = [Some(first.clone()), Some(second.clone())];
-                        let deviation = second.div_scalar(second_correction).sqrt().add_scalar(settings.epsilon);
-                        weight.mul_scalar(keep) - first.mul_scalar(rate) / deviation
-                    }
-                    Update::Muon { rate, keep, momentum } => {
-                        let velocity = match moments[0].take() {
-                            Some(velocity) => velocity.mul_scalar(momentum) + gradient.clone(),
-                            None => gradient.clone(),
-                        };
-                        moments[0] = Some(velocity.clone());
-                        let ahead = gradient + velocity.mul_scalar(momentum);
-                        let update = orthogonal(ahead.reshape([part.rows, part.columns]));
-                        weight.mul_scalar(keep) - update.reshape([part.range.len()]).mul_scalar(rate)
-                    }
+            let updates: Vec<Update> =
+                group.parts.iter().map(|part| Update::of(part, &self.optimizer, self.steps, rate)).collect();
+            next.push(match whole(&updates) {
+                // Few operations on much at a time: what starting one costs is most of a small model's step.
+                Some(update) => {
+                    let keep = state.keep(group, &updates, &weight);
+                    update.adamw(weight * keep, gradient, &mut state.moments[0])
+                }
+                None => {
+                    let parts =
+                        group.parts.iter().zip(updates).zip(&mut state.moments).map(|((part, update), moments)| {
+                            let [weight, gradient] =
+                                [&weight, &gradient].map(|tensor| tensor.clone().slice([part.range.clone()]));
+                            update.part(part, weight, gradient, moments)
+                        });
+                    Tensor::cat(parts.collect(), 0)
                 }
             });
-            next.push(Tensor::cat(parts.collect(), 0));
         }
         Ok(next)
+    }
+}
+
+/// The update of a whole group, when only the decay differs between its parts.
+fn whole(updates: &[Update]) -> Option<Update> {
+    let is_adamw = |update: &Update| matches!(update, Update::AdamW { .. });
+    updates.first().copied().filter(|_| updates.iter().all(is_adamw))
+}
+
+impl GroupState {
+    /// By what each weight of a group is multiplied first.
+    fn keep(&mut self, group: &Group, updates: &[Update], weight: &Tensor<1>) -> Tensor<1> {
+        let decayed = updates.iter().map(Update::keep).fold(1.0, f32::min);
+        let decays = self.decays.get_or_insert_with(|| {
+            let of_part = |part: &Part| {
+                let decays = if part.role == Role::Gain { 0.0f32 } else { 1.0 };
+                std::iter::repeat_n(decays, part.range.len())
+            };
+            let decays: Vec<f32> = group.parts.iter().flat_map(of_part).collect();
+            let length = decays.len();
+            Tensor::from_data(TensorData::new(decays, [length]), &weight.device())
+        });
+        decays.clone().mul_scalar(decayed - 1.0).add_scalar(1.0)
+    }
+}
+
+impl Update {
+    /// What weights are multiplied by first.
+    fn keep(&self) -> f32 {
+        let (Self::AdamW { keep, .. } | Self::Muon { keep, .. }) = self;
+        *keep
+    }
+
+    /// New weights from those that decayed already; as they are with Muon, which is no such update.
+    fn adamw(self, weight: Tensor<1>, gradient: Tensor<1>, moments: &mut [Option<Tensor<1>>; 2]) -> Tensor<1> {
+        let Self::AdamW { rate, second_correction, settings, .. } = self else { return weight };
+        let first = decayed(moments[0].take(), gradient.clone(), settings.beta1);
+        let second = decayed(moments[1].take(), gradient.clone() * gradient, settings.beta2);
+        *moments = [Some(first.clone()), Some(second.clone())];
+        let deviation = second.div_scalar(second_correction).sqrt().add_scalar(settings.epsilon);
+        weight - first.mul_scalar(rate) / deviation
+    }
+
+    /// New weights of one part.
+    fn part(
+        self,
+        part: &Part,
+        weight: Tensor<1>,
+        gradient: Tensor<1>,
+        moments: &mut [Option<Tensor<1>>; 2],
+    ) -> Tensor<1> {
+        let Self::Muon { rate, keep, momentum } = self else {
+            let keep = self.keep();
+            return self.adamw(weight.mul_scalar(keep), gradient, moments);
+        };
+        let velocity = match moments[0].take() {
+            Some(velocity) => velocity.mul_scalar(momentum) + gradient.clone(),
+            None => gradient.clone(),
+        };
+        moments[0] = Some(velocity.clone());
+        let ahead = gradient + velocity.mul_scalar(momentum);
+        let update = orthogonal(ahead.reshape([part.rows, part.columns]));
+        weight.mul_scalar(keep) - update.reshape([part.range.len()]).mul_scalar(rate)
     }
 }
 

@@ -20,7 +20,7 @@ impl Predictor {
     /// When they are not of `model`, or not finite.
     pub fn new(device: DeviceChoice, model: &ModelSpec, params: &Params) -> Result<Self, EngineError> {
         let weights = load(model, params, &device.open())?;
-        Ok(Self { context: model.context as usize, network: Network::new(model, device.is_fused()), weights })
+        Ok(Self { context: model.context as usize, network: Network::new(model, device.operations()), weights })
     }
 
     /// The logit of each token of the vocabulary to follow `tokens`, of which the last `context` count.

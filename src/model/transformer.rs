@@ -45,8 +45,9 @@ impl Plain {
         let indices = integers(tokens, &device);
         let embedding = weights[0].clone().reshape([VOCABULARY as usize, self.width]);
         let mut x = embedding.select(0, indices).reshape([tokens.len() / context, context, self.width]);
+        let tables = Tables::new(context, self.width / self.heads, &device);
         for block in &weights[1..weights.len() - 1] {
-            x = self.block(x, block);
+            x = self.block(x, block, &tables);
         }
         x.reshape([tokens.len(), self.width])
     }
@@ -70,7 +71,7 @@ impl Plain {
     }
 
     /// One block over `sequences × context × width`.
-    pub fn block(&self, x: Tensor<3>, weights: &Tensor<1>) -> Tensor<3> {
+    fn block(&self, x: Tensor<3>, weights: &Tensor<1>, tables: &Tables) -> Tensor<3> {
         let [sequences, context, width] = x.dims();
         let head = width / self.heads;
         let gain = |part: usize| weights.clone().slice([self.block.parts[part].range.clone()]);
@@ -82,10 +83,10 @@ impl Plain {
         let split = |x: Tensor<3>| x.reshape([sequences, context, self.heads, head]).swap_dims(1, 2);
 
         let a = norm(x.clone(), gain(0));
-        let q = rotate(split(a.clone().matmul(matrix(1))));
-        let k = rotate(split(a.clone().matmul(matrix(2))));
+        let q = rotate(split(a.clone().matmul(matrix(1))), tables);
+        let k = rotate(split(a.clone().matmul(matrix(2))), tables);
         let v = split(a.matmul(matrix(3)));
-        let scores = q.matmul(k.transpose()).div_scalar((head as f32).sqrt()) + causal_mask(context, &x.device());
+        let scores = q.matmul(k.transpose()).div_scalar((head as f32).sqrt()) + tables.mask.clone();
         let o = softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([sequences, context, width]);
         let x = x + o.matmul(matrix(4));
 
@@ -101,22 +102,32 @@ fn norm(x: Tensor<3>, gain: Tensor<1>) -> Tensor<3> {
     x * inverse * gain.unsqueeze()
 }
 
-/// Turns each half-pair of `sequences × heads × positions × head` by its position's angle.
-fn rotate(x: Tensor<4>) -> Tensor<4> {
-    let [_, _, positions, head] = x.dims();
-    let half = head / 2;
-    let (cosines, sines) = rotary_tables(positions, head);
-    let table = |values| Tensor::<2>::from_data(TensorData::new(values, [positions, half]), &x.device()).unsqueeze();
-    let (cosines, sines): (Tensor<4>, Tensor<4>) = (table(cosines), table(sines));
-    let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-    let first = a.clone() * cosines.clone() - b.clone() * sines.clone();
-    Tensor::cat(vec![first, a * sines + b * cosines], 3)
+/// What is the same in every block.
+struct Tables {
+    cosines: Tensor<4>,
+    sines: Tensor<4>,
+    /// Zero where a position may look, a large negative number where it may not.
+    mask: Tensor<4>,
 }
 
-/// Zero where a position may look, a large negative number where it may not.
-fn causal_mask(context: usize, device: &Device) -> Tensor<4> {
-    let mask = (0..context * context).map(|at| if at % context > at / context { -1e9f32 } else { 0.0 });
-    Tensor::<2>::from_data(TensorData::new(mask.collect::<Vec<_>>(), [context, context]), device).unsqueeze()
+impl Tables {
+    fn new(context: usize, head: usize, device: &Device) -> Self {
+        let table = |values: Vec<f32>| {
+            let columns = values.len() / context;
+            Tensor::<2>::from_data(TensorData::new(values, [context, columns]), device).unsqueeze()
+        };
+        let (cosines, sines) = rotary_tables(context, head);
+        let mask = (0..context * context).map(|at| if at % context > at / context { -1e9 } else { 0.0 });
+        Self { cosines: table(cosines), sines: table(sines), mask: table(mask.collect()) }
+    }
+}
+
+/// Turns each half-pair of `sequences × heads × positions × head` by its position's angle.
+fn rotate(x: Tensor<4>, tables: &Tables) -> Tensor<4> {
+    let half = x.dims()[3] / 2;
+    let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
+    let first = a.clone() * tables.cosines.clone() - b.clone() * tables.sines.clone();
+    Tensor::cat(vec![first, a * tables.sines.clone() + b * tables.cosines.clone()], 3)
 }
 
 fn integers(tokens: &[u16], device: &Device) -> Tensor<1, Int> {

@@ -68,6 +68,9 @@ pub enum EngineError {
     /// A batch that the model cannot take.
     #[error("the batch does not fit the model: {0}")]
     Batch(String),
+    /// A batch that does not fit into memory.
+    #[error("{0}")]
+    Memory(String),
     /// The device failed or is not there.
     #[error("the device failed: {0}")]
     Device(String),

@@ -15,13 +15,27 @@ const QUERY_ROWS: usize = 32;
 pub struct Rotary {
     cosines: Vec<f32>,
     sines: Vec<f32>,
+    /// The same on a device of libtorch.
+    #[cfg(feature = "tch")]
+    pub(super) torch: super::torch::Tables,
 }
 
 impl Rotary {
     /// The tables for heads of `head` dimensions.
     pub fn new(positions: usize, head: usize) -> Self {
         let (cosines, sines) = rotary_tables(positions, head);
-        Self { cosines, sines }
+        Self {
+            cosines,
+            sines,
+            #[cfg(feature = "tch")]
+            torch: super::torch::Tables::default(),
+        }
+    }
+
+    /// Both tables.
+    #[cfg(feature = "tch")]
+    pub(super) fn tables(&self) -> [&[f32]; 2] {
+        [&self.cosines, &self.sines]
     }
 
     /// Turns the queries and keys of rows `queries, keys, values` of one sequence, and scales the queries by

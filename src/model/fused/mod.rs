@@ -3,7 +3,7 @@
 //!
 //! Plain burn operations spend three quarters of a small model's step on copies, permutations and allocations, on one
 //! core. These work on plain slices: matrix products at full speed, everything else fused around them, buffers kept.
-//! The code of `transformer` is their definition; tests compare.
+//! The code of `transformer` is their definition; tests compare. On libtorch the same operations are libtorch's own.
 
 mod attention;
 mod block;
@@ -15,6 +15,8 @@ mod pool;
 #[cfg(test)]
 mod tests;
 mod threads;
+#[cfg(feature = "tch")]
+mod torch;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use self::ops::FusedOps;
 use crate::protocol::ModelSpec;
 
 pub(super) use self::optimizer::Optimizer;
+pub(super) use self::pool::kept_bytes;
 
 /// The network of `transformer`, of these operations.
 #[derive(Debug, Clone)]

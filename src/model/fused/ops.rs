@@ -1,5 +1,6 @@
-//! The operations as an extension of burn's ndarray backend, and their place in its automatic differentiation.
+//! The operations as an extension of burn's ndarray backend, and their place in burn's automatic differentiation.
 #![expect(deprecated, reason = "burn 0.22.1 marks ndarray as deprecated; it is what we extend")]
+#![expect(clippy::type_complexity, reason = "an operation of burn that makes several tensors gives a tuple")]
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::block::{self, BlockShape};
 use super::{head, pool};
 
 /// The operations. Residual streams are `tokens × width`; weights are flat, as in `weights`.
-#[backend_extension(Autodiff, NdArray)]
+#[backend_extension(Autodiff, NdArray, LibTorch: cfg(feature = "tch"))]
 pub trait FusedOps: Backend {
     /// The embedding of each token.
     fn embed(embedding: FloatTensor<Self>, tokens: Arc<[u16]>, width: usize) -> FloatTensor<Self>;
@@ -25,12 +26,12 @@ pub trait FusedOps: Backend {
     fn embed_backward(gradient: FloatTensor<Self>, tokens: Arc<[u16]>, length: usize) -> FloatTensor<Self>;
     /// The residual stream after a block.
     fn block(x: FloatTensor<Self>, weights: FloatTensor<Self>, shape: BlockShape) -> FloatTensor<Self>;
-    /// The same, and what the backward pass needs.
+    /// The same; and what the backward pass needs: x, the weights, whatever else.
     fn block_forward(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         shape: BlockShape,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     /// The gradients of x and of the weights.
     fn block_backward(
         x: FloatTensor<Self>,
@@ -46,13 +47,13 @@ pub trait FusedOps: Backend {
         embedding: FloatTensor<Self>,
         targets: Arc<[u16]>,
     ) -> FloatTensor<Self>;
-    /// The same, and what the backward pass needs.
+    /// The same; and what the backward pass needs: x, gain, embedding, whatever else.
     fn head_forward(
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
         embedding: FloatTensor<Self>,
         targets: Arc<[u16]>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     /// The gradients of x, gain and embedding.
     fn head_backward(
         x: FloatTensor<Self>,
@@ -101,16 +102,20 @@ impl FusedOps for NdArray {
     }
 
     fn block(x: NdArrayTensor, weights: NdArrayTensor, shape: BlockShape) -> NdArrayTensor {
-        let (y, saved) = Self::block_forward(x.clone(), weights, shape);
+        let (y, x, _, saved) = Self::block_forward(x, weights, shape);
         recycle(x);
         recycle(saved);
         y
     }
 
-    fn block_forward(x: NdArrayTensor, weights: NdArrayTensor, shape: BlockShape) -> (NdArrayTensor, NdArrayTensor) {
+    fn block_forward(
+        x: NdArrayTensor,
+        weights: NdArrayTensor,
+        shape: BlockShape,
+    ) -> (NdArrayTensor, NdArrayTensor, NdArrayTensor, NdArrayTensor) {
         let (y, saved) = block::forward(&numbers(&x), &numbers(&weights), &shape);
-        let length = saved.len();
-        (tensor(y, [x.shape()[0], shape.width]), tensor(saved, [length]))
+        let (rows, length) = (x.shape()[0], saved.len());
+        (tensor(y, [rows, shape.width]), x, weights, tensor(saved, [length]))
     }
 
     fn block_backward(
@@ -129,7 +134,7 @@ impl FusedOps for NdArray {
     }
 
     fn head(x: NdArrayTensor, gain: NdArrayTensor, embedding: NdArrayTensor, targets: Arc<[u16]>) -> NdArrayTensor {
-        let (loss, saved) = Self::head_forward(x.clone(), gain, embedding, targets);
+        let (loss, x, _, _, saved) = Self::head_forward(x, gain, embedding, targets);
         recycle(x);
         recycle(saved);
         loss
@@ -140,10 +145,10 @@ impl FusedOps for NdArray {
         gain: NdArrayTensor,
         embedding: NdArrayTensor,
         targets: Arc<[u16]>,
-    ) -> (NdArrayTensor, NdArrayTensor) {
+    ) -> (NdArrayTensor, NdArrayTensor, NdArrayTensor, NdArrayTensor, NdArrayTensor) {
         let (loss, saved) = head::forward(&numbers(&x), &numbers(&gain), &numbers(&embedding), &targets);
         let length = saved.len();
-        (tensor(vec![loss], [1]), tensor(saved, [length]))
+        (tensor(vec![loss], [1]), x, gain, embedding, tensor(saved, [length]))
     }
 
     fn head_backward(
@@ -221,7 +226,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         let (weights, weights_node) = weights.into_parts();
         match BlockBackward.prepare::<C>([x_node, weights_node]).compute_bound().stateful() {
             OpsKind::Tracked(op) => {
-                let (y, saved) = B::block_forward(x.clone(), weights.clone(), shape.clone());
+                let (y, x, weights, saved) = B::block_forward(x, weights, shape.clone());
                 op.finish((x, weights, saved, shape), y)
             }
             OpsKind::UnTracked(op) => op.finish(B::block(x, weights, shape)),
@@ -232,7 +237,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: BlockShape,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{FIRST_ORDER}")
     }
 
@@ -272,7 +277,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         let (embedding, embedding_node) = embedding.into_parts();
         match HeadBackward.prepare::<C>([x_node, gain_node, embedding_node]).compute_bound().stateful() {
             OpsKind::Tracked(op) => {
-                let (loss, saved) = B::head_forward(x.clone(), gain.clone(), embedding.clone(), targets);
+                let (loss, x, gain, embedding, saved) = B::head_forward(x, gain, embedding, targets);
                 op.finish([x, gain, embedding, saved], loss)
             }
             OpsKind::UnTracked(op) => op.finish(B::head(x, gain, embedding, targets)),
@@ -284,7 +289,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: Arc<[u16]>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{FIRST_ORDER}")
     }
 

@@ -55,6 +55,11 @@ pub(super) fn give(buffer: Vec<f32>) {
     pool.free.entry(size).or_default().push(buffer);
 }
 
+/// Bytes that are kept for later.
+pub(in crate::model) fn kept_bytes() -> u64 {
+    (pool().kept * size_of::<f32>()) as u64
+}
+
 /// A buffer that goes back to the pool when dropped.
 #[derive(Debug)]
 pub(super) struct Scratch(Vec<f32>);

@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::super::device::DeviceChoice;
+use super::super::device::{DeviceChoice, Operations};
 use super::super::engine::BurnEngine;
 use super::super::engine::tests::{gradients, lively, random_batch};
 use super::super::network::Network;
@@ -53,13 +53,13 @@ proptest! {
     ) {
         let context = (model.context - shorter.min(model.context - 1)) as usize;
         let (params, batch) = (lively(&model, seed), random_batch(sequences, context, seed));
-        let plain = gradients(&Network::new(&model, false), &params, &batch);
+        let plain = gradients(&Network::new(&model, Operations::Plain), &params, &batch);
         let mut nudge = params.clone();
         for (at, value) in nudge.values_mut().iter_mut().enumerate() {
             *value *= if at % 2 == 0 { 1.0 + f32::EPSILON } else { 1.0 - f32::EPSILON };
         }
-        let nudged = gradients(&Network::new(&model, false), &nudge, &batch);
-        let network = Network::new(&model, true);
+        let nudged = gradients(&Network::new(&model, Operations::Plain), &nudge, &batch);
+        let network = Network::new(&model, Operations::Ours);
         let one = with_threads(1, || gradients(&network, &params, &batch));
         let three = with_threads(3, || gradients(&network, &params, &batch));
         prop_assert!(one == three, "the number of threads changes bits");
@@ -113,7 +113,8 @@ fn at_the_size_of_a_preset_gradients_are_those_of_plain_operations_to_1e_5() {
     let model = Preset::Nano.recipe().model;
     let params = Params::initial(&model, &Seed::from_number(1));
     let batch = random_batch(5, 64, 1);
-    let [fused, plain] = [true, false].map(|fused| gradients(&Network::new(&model, fused), &params, &batch));
+    let [fused, plain] = [Operations::Ours, Operations::Plain]
+        .map(|operations| gradients(&Network::new(&model, operations), &params, &batch));
     for tensor in params.layout().tensors() {
         let distance = distance(&fused.1[tensor.range()], &plain.1[tensor.range()]);
         assert!(distance < 1e-5, "{}: {distance}", tensor.name);

@@ -1,0 +1,308 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+use super::report::thousands;
+use super::up::OptimizerName;
+use crate::model::memory::Need;
+use crate::model::{DeviceChoice, Preset, Recipe, speed};
+use crate::protocol::{InnerOptimizer, ModelSpec, limits};
+
+/// Show what this machine can train on, and how fast
+#[derive(Debug, Args)]
+pub(super) struct DeviceArgs {
+    #[command(subcommand)]
+    command: DeviceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DeviceCommand {
+    /// What this machine and this build offer
+    List {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    Bench(BenchArgs),
+}
+
+/// Train for some seconds on made-up text and say how fast that was
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// What to compute on: a name from `hydra device list`
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Size of the network [default: nano]
+    #[arg(long, value_enum, conflicts_with_all = ["layers", "width", "heads", "hidden"])]
+    preset: Option<Preset>,
+    /// Transformer blocks
+    #[arg(long, value_name = "N", requires = "width")]
+    layers: Option<u32>,
+    /// Width of the residual stream
+    #[arg(long, value_name = "N", requires = "layers")]
+    width: Option<u32>,
+    /// Attention heads [default: one for each 64 of the width]
+    #[arg(long, value_name = "N", requires = "width")]
+    heads: Option<u32>,
+    /// Inner width of the feed-forward networks [default: 8/3 of the width]
+    #[arg(long, value_name = "N", requires = "width")]
+    hidden: Option<u32>,
+    /// Sequences in a step [default: the preset's; 8 without]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::BATCH_MAX)))]
+    batch: Option<u32>,
+    /// Tokens in a sequence [default: the preset's; 256 without]
+    #[arg(long, value_name = "N")]
+    context: Option<u32>,
+    /// Inner optimiser
+    #[arg(long, value_enum, default_value = "muon")]
+    optimizer: OptimizerName,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &DeviceArgs) -> Result<(), Failure> {
+    match &args.command {
+        DeviceCommand::List { json } => list(*json),
+        DeviceCommand::Bench(args) => bench(args),
+    }
+}
+
+#[derive(Serialize)]
+struct Listed {
+    devices: Vec<Present>,
+    left_out: Vec<LeftOut>,
+}
+
+#[derive(Serialize)]
+struct Present {
+    device: String,
+    description: &'static str,
+}
+
+#[derive(Serialize)]
+struct LeftOut {
+    device: &'static str,
+    feature: &'static str,
+}
+
+fn list(json: bool) -> Result<(), Failure> {
+    let present = |device: DeviceChoice| Present { device: device.to_string(), description: device.describe() };
+    let listed = Listed {
+        devices: DeviceChoice::present().into_iter().map(present).collect(),
+        left_out: DeviceChoice::left_out().map(|(device, feature)| LeftOut { device, feature }).collect(),
+    };
+    if json {
+        println!("{}", serde_json::to_string(&listed)?);
+        return Ok(());
+    }
+    for Present { device, description } in &listed.devices {
+        println!("{device:10} {description}");
+    }
+    for LeftOut { device, feature } in &listed.left_out {
+        println!("{device:10} not in this build: build with `--features {feature}`");
+    }
+    Ok(())
+}
+
+/// What `hydra device bench --json` prints.
+#[derive(Serialize)]
+struct Measured {
+    device: String,
+    optimizer: OptimizerName,
+    parameters: u64,
+    tokens_per_step: u64,
+    threads: usize,
+    ms_per_step: f64,
+    tokens_per_second: f64,
+    tflops: f64,
+    gemm_tflops: f64,
+    gemm_peak_share: f64,
+    /// Null where it is not known: on GPUs, and on systems other than Linux.
+    peak_bytes: Option<u64>,
+}
+
+fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    let device = device(&args.device)?;
+    let recipe = args.recipe();
+    recipe.model.validate().map_err(|error| Failure::Usage(error.into()))?;
+    let optimizer = InnerOptimizer::from(args.optimizer);
+    fits(&recipe, &optimizer, device, 1)?;
+    let speed = speed::measure(device, &recipe, &optimizer)?;
+    let round = |value: f64, to: f64| (value / to).round() * to;
+    let measured = Measured {
+        device: device.to_string(),
+        optimizer: args.optimizer,
+        parameters: recipe.model.parameters(),
+        tokens_per_step: u64::from(recipe.batch) * u64::from(recipe.model.context),
+        threads: rayon::current_num_threads(),
+        ms_per_step: round(speed.step.as_secs_f64() * 1e3, 0.001),
+        tokens_per_second: speed.tokens_per_second.round(),
+        tflops: round(speed.flops / 1e12, 0.0001),
+        gemm_tflops: round(speed.gemm_flops / 1e12, 0.0001),
+        gemm_peak_share: round(speed.flops / speed.gemm_flops, 0.001),
+        peak_bytes: speed.peak_bytes,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&measured)?);
+        return Ok(());
+    }
+    let memory = measured.peak_bytes.map_or_else(
+        || "not known here".to_owned(),
+        |bytes| {
+            let each = bytes as f64 / measured.parameters as f64;
+            format!("{} MiB, {each:.0} bytes a parameter", thousands(bytes >> 20))
+        },
+    );
+    println!("  device      {} ({}), {} threads", measured.device, device.describe(), measured.threads);
+    println!(
+        "  step        {:.1} ms: {} parameters, {} tokens, {:?}",
+        measured.ms_per_step,
+        thousands(measured.parameters),
+        thousands(measured.tokens_per_step),
+        args.optimizer
+    );
+    println!("  speed       {} tokens a second", thousands(measured.tokens_per_second as u64));
+    println!(
+        "  arithmetic  {:.3} TFLOP/s, {:.0} % of the {:.3} TFLOP/s of large matrix products",
+        measured.tflops,
+        measured.gemm_peak_share * 100.0,
+        measured.gemm_tflops
+    );
+    println!("  memory      {memory}");
+    Ok(())
+}
+
+impl BenchArgs {
+    fn recipe(&self) -> Recipe {
+        let mut recipe = self.preset.unwrap_or(Preset::Nano).recipe();
+        if let (Some(layers), Some(width)) = (self.layers, self.width) {
+            let heads = if width % 64 == 0 { width / 64 } else { 1 };
+            let hidden = (width.saturating_mul(8) / 3).next_multiple_of(16);
+            recipe = Recipe { model: ModelSpec { layers, width, heads, hidden, context: 256 }, batch: 8 };
+        }
+        let model = &mut recipe.model;
+        model.heads = self.heads.unwrap_or(model.heads);
+        model.hidden = self.hidden.unwrap_or(model.hidden);
+        model.context = self.context.unwrap_or(model.context);
+        recipe.batch = self.batch.unwrap_or(recipe.batch);
+        recipe
+    }
+}
+
+/// Refuses what `workers` of this process cannot train at the same time for want of memory.
+pub(super) fn fits(
+    recipe: &Recipe,
+    optimizer: &InnerOptimizer,
+    device: DeviceChoice,
+    workers: u32,
+) -> Result<(), Failure> {
+    let need = Need::of(&recipe.model, optimizer, device);
+    let fits = need.check(recipe.batch.into(), recipe.model.context.into(), workers.into(), device);
+    fits.map_err(|error| Failure::Usage(anyhow::Error::new(error).context("this machine has too little memory")))
+}
+
+/// The device that a `--device` asks for; for `auto`, the fastest.
+pub(super) fn device(name: &str) -> Result<DeviceChoice, Failure> {
+    match name.parse().map_err(|error: crate::model::DeviceError| Failure::Usage(error.into()))? {
+        DeviceChoice::Auto => Ok(fastest()),
+        choice => Ok(choice),
+    }
+}
+
+/// What was found out about the devices of a machine, kept for the next time.
+#[derive(Debug, Serialize, Deserialize)]
+struct Known {
+    /// Of which version of Hydra; another's speeds may differ.
+    version: String,
+    /// The size that was measured with.
+    preset: String,
+    /// Tokens a second of each device; 0 for one that failed.
+    tokens_per_second: BTreeMap<String, f64>,
+}
+
+/// A size that shows differences and takes a second: the smallest flatters processors, the largest GPUs.
+const AUTO_PRESET: Preset = Preset::Micro;
+
+/// The fastest of the devices that are present: measured the first time, kept in the cache directory, and measured
+/// again when another version of Hydra runs or other devices are present.
+fn fastest() -> DeviceChoice {
+    let present = DeviceChoice::present();
+    if let [only] = present[..] {
+        return only;
+    }
+    let file = directories::ProjectDirs::from("", "", "hydra").map(|dirs| dirs.cache_dir().join("devices.json"));
+    let known = file.as_deref().and_then(read).filter(|known| known.is_of(&present));
+    let known = known.unwrap_or_else(|| {
+        let known = Known::measure(&present);
+        if let Some(file) = &file {
+            keep(file, &known);
+        }
+        known
+    });
+    let speed = |device: &DeviceChoice| known.tokens_per_second.get(&device.to_string()).copied().unwrap_or(0.0);
+    present.into_iter().max_by(|a, b| speed(a).total_cmp(&speed(b))).unwrap_or_default()
+}
+
+impl Known {
+    fn measure(present: &[DeviceChoice]) -> Self {
+        let optimizer = InnerOptimizer::muon();
+        eprintln!("Measuring which device is fastest; this is kept, and --device skips it");
+        let measured = present.iter().map(|&device| {
+            let speed = speed::measure(device, &AUTO_PRESET.recipe(), &optimizer);
+            match &speed {
+                Ok(speed) => {
+                    eprintln!("  {:10} {} tokens a second", device, thousands(speed.tokens_per_second as u64));
+                }
+                Err(error) => eprintln!("  {device:10} {error}"),
+            }
+            (device.to_string(), speed.map_or(0.0, |speed| speed.tokens_per_second))
+        });
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            preset: AUTO_PRESET.to_string(),
+            tokens_per_second: measured.collect(),
+        }
+    }
+
+    fn is_of(&self, present: &[DeviceChoice]) -> bool {
+        self.version == env!("CARGO_PKG_VERSION")
+            && self.preset == AUTO_PRESET.to_string()
+            && self.tokens_per_second.len() == present.len()
+            && present.iter().all(|device| self.tokens_per_second.contains_key(&device.to_string()))
+    }
+}
+
+fn read(file: &Path) -> Option<Known> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+/// Writes what is known. Where that fails, it is measured again the next time.
+fn keep(file: &Path, known: &Known) {
+    let write = || {
+        std::fs::create_dir_all(file.parent()?).ok()?;
+        std::fs::write(file, serde_json::to_vec(known).ok()?).ok()
+    };
+    if write().is_none() {
+        eprintln!("  (cannot be kept in {})", file.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_other_devices_or_another_version_is_not_believed() {
+        let present = DeviceChoice::present();
+        let tokens_per_second: BTreeMap<_, _> = present.iter().map(|device| (device.to_string(), 1.0)).collect();
+        let known =
+            Known { version: env!("CARGO_PKG_VERSION").to_owned(), preset: AUTO_PRESET.to_string(), tokens_per_second };
+        assert!(known.is_of(&present));
+        assert!(!known.is_of(&[]));
+        assert!(!Known { version: "0.0.0".to_owned(), ..known }.is_of(&present));
+    }
+}
