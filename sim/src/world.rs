@@ -212,6 +212,8 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         state,
         end: Some(Round(scenario.job.rounds)),
         verifier,
+        others: [].into(),
+        judge: None,
         records: Box::new(MemoryRecords),
         journal: Box::new(journal.clone()),
         clock: Arc::new(VirtualClock),

@@ -7,11 +7,13 @@
 mod blobs;
 mod coordinator;
 mod ledger;
+mod results;
 mod sqlite;
 mod state_dir;
 
 pub use blobs::{BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use ledger::LedgerStore;
+pub use results::ResultFile;
 pub use sqlite::{Database, DatabaseError};
-pub use state_dir::{StateDir, StateDirError};
+pub use state_dir::{StateDir, StateDirError, replace_file};
