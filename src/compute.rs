@@ -111,10 +111,19 @@ impl Compute {
         Ok(loss)
     }
 
-    /// Does a verifier's job.
-    #[must_use]
-    pub fn check(&self, job: &Job) -> Vec<Verdict> {
-        checks::check(job, |digest| self.blobs.get(digest).ok())
+    /// Does a verifier's job. A payload that is not there is the worker's fault and makes a verdict; a store that cannot
+    /// be read is nobody's, and makes none.
+    pub fn check(&self, job: &Job) -> Result<Vec<Verdict>, ComputeError> {
+        let mut failure = None;
+        let verdicts = checks::check(job, |digest| match self.blobs.get(digest) {
+            Ok(payload) => Some(payload),
+            Err(BlobError::Missing(_)) => None,
+            Err(error) => {
+                failure = Some(error);
+                None
+            }
+        });
+        failure.map_or(Ok(verdicts), |error| Err(error.into()))
     }
 
     /// The blobs of a dataset: its manifest and its shards.

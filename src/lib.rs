@@ -11,6 +11,7 @@
 //! - [`compute`]: what roles compute off their actors' threads.
 //! - [`runtime`]: clock, threads, and somebody who watches.
 //! - [`swarm`]: the four roles wired together in one process.
+//! - [`http`]: the same roles in several processes.
 //! - [`inference`]: text from a trained model.
 //! - [`cli`]: the command line.
 //!
@@ -21,6 +22,7 @@ pub mod cli;
 pub mod compute;
 pub mod coordinator;
 pub mod data;
+pub mod http;
 pub mod inference;
 pub mod ledger;
 pub mod model;

@@ -12,10 +12,10 @@ use actix::{Actor, Addr, AsyncContext, Recipient};
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, CoordinatorPorts, RecordStore, ReplyTo, Rounds, State};
 use crate::ledger::{Desk, Economy, JournalWriter, LedgerActor, LedgerConfig, StoreError};
-use crate::protocol::{Keypair, Round, Seed};
+use crate::protocol::{Keypair, PublicKey, Round, Seed};
 use crate::runtime::{Clock, Executor, Watch};
-use crate::verifier::{Audit, Verifier, VerifierPorts};
-use crate::worker::{Labour, Worker, WorkerPorts};
+use crate::verifier::{self, Audit, Verifier, VerifierPorts};
+use crate::worker::{KeepNothing, Labour, Worker, WorkerPorts};
 
 /// What an in-process world is made of.
 pub struct Swarm {
@@ -25,6 +25,10 @@ pub struct Swarm {
     pub end: Option<Round>,
     /// The verifier's key.
     pub verifier: Keypair,
+    /// Who else's verdicts count.
+    pub others: BTreeSet<PublicKey>,
+    /// Who is handed submissions to judge, instead of a verifier in this process.
+    pub judge: Option<Recipient<verifier::Event>>,
     /// Where the coordinator's records go.
     pub records: Box<dyn RecordStore>,
     /// What rounds pay, and all else about tokens.
@@ -55,6 +59,8 @@ pub struct Member {
 pub struct Running {
     /// The coordinator.
     pub coordinator: Addr<Coordinator>,
+    /// The ledger.
+    pub ledger: Addr<LedgerActor>,
     /// The workers, in the order given.
     pub workers: Vec<Addr<Worker>>,
 }
@@ -69,25 +75,29 @@ impl Swarm {
         members: Vec<Member>,
         connect: impl Fn(usize, Recipient<coordinator::Event<ReplyTo>>) -> Recipient<coordinator::Event<ReplyTo>>,
     ) -> Result<Running, StoreError> {
-        let trusted = BTreeSet::from([self.verifier.public()]);
+        let mut trusted = self.others;
+        trusted.insert(self.verifier.public());
         let config = LedgerConfig { economy: self.economy, verifiers: trusted.clone() };
         let seed = self.state.spec().seed;
         let (clock, watch) = (Arc::clone(&self.clock), self.watch.clone());
         let ledger = LedgerActor::new(Desk::open(config, self.journal)?, Arc::clone(&clock)).start();
         let coordinator = Coordinator::create(|ctx| {
-            let ports = VerifierPorts {
-                compute: Arc::clone(&self.compute),
-                executor: Rc::clone(&self.executor),
-                coordinator: ctx.address().recipient(),
-            };
-            let verifier = Verifier::new(Audit::new(self.verifier), ports).start();
+            let verifier = self.judge.unwrap_or_else(|| {
+                let ports = VerifierPorts {
+                    compute: Arc::clone(&self.compute),
+                    executor: Rc::clone(&self.executor),
+                    watch: self.watch.clone(),
+                    coordinator: ctx.address().recipient(),
+                };
+                Verifier::new(Audit::new(self.verifier), ports).start().recipient()
+            });
             let ports = CoordinatorPorts {
                 clock: self.clock,
                 store: self.records,
                 compute: self.compute,
                 executor: self.executor,
-                verifier: verifier.recipient(),
-                ledger: ledger.recipient(),
+                verifier,
+                ledger: ledger.clone().recipient(),
                 watch: self.watch,
             };
             Coordinator::new(Rounds::new(self.state, trusted, self.end), ports)
@@ -99,11 +109,12 @@ impl Swarm {
                 compute: member.compute,
                 executor: member.executor,
                 coordinator: connect(index, coordinator.clone().recipient()),
+                results: Box::new(KeepNothing),
                 watch: watch.clone(),
             };
             Worker::new(Labour::new(&jitter), member.key, ports).start()
         };
         let workers = members.into_iter().enumerate().map(start).collect();
-        Ok(Running { coordinator, workers })
+        Ok(Running { coordinator, ledger, workers })
     }
 }

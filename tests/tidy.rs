@@ -93,9 +93,16 @@ fn only_actors_their_wiring_and_the_command_line_know_actix_and_tokio() {
         "src/ledger/actor.rs",
         "src/runtime/",
         "src/swarm.rs",
+        "src/http/",
         "src/cli/",
     ];
     only_in(&homes, &["actix", "tokio"]);
+}
+
+#[test]
+fn only_one_place_knows_http() {
+    let libraries = ["warp", "hyper", "hyper_util", "hyper_rustls", "http_body_util", "rustls", "tokio_rustls"];
+    only_in(&["src/http/"], &libraries);
 }
 
 #[test]
@@ -112,11 +119,12 @@ fn only_the_command_line_talks_to_people() {
 #[test]
 fn imports_point_down() {
     // Each may use what stands before it, and nothing after.
-    let layers: [&[&str]; 5] = [
+    let layers: [&[&str]; 6] = [
         &["protocol"],
         &["training"],
         &["coordinator", "worker", "verifier", "ledger", "inference", "model", "store", "runtime", "data", "compute"],
         &["swarm"],
+        &["http"],
         &["cli"],
     ];
     let mut strays = Vec::new();

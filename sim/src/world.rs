@@ -218,6 +218,8 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         state,
         end: Some(Round(scenario.job.rounds)),
         verifier,
+        others: [].into(),
+        judge: None,
         records: Box::new(MemoryRecords),
         economy,
         journal: Box::new(Direct::new(journal.clone(), key("ledger key", 0))),

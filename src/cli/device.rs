@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Failure;
 use super::report::thousands;
-use super::up::OptimizerName;
+use super::run::OptimizerName;
 use crate::model::memory::Need;
 use crate::model::{DeviceChoice, Preset, Recipe, speed};
 use crate::protocol::{InnerOptimizer, ModelSpec, limits};

@@ -1,10 +1,13 @@
 //! The command line: one file a subcommand, and the one place where errors become words for people.
 
+mod coordinator;
 mod device;
 mod generate;
 mod progress;
 mod report;
+mod run;
 mod up;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,6 +37,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(Box<up::UpArgs>),
+    Coordinator(Box<coordinator::CoordinatorArgs>),
+    Worker(Box<worker::WorkerArgs>),
     Generate(generate::GenerateArgs),
     Device(device::DeviceArgs),
 }
@@ -59,6 +64,8 @@ pub fn run(args: Args) -> ExitCode {
     end_on_panic();
     let result = match args.command {
         Command::Up(args) => up::run(&args),
+        Command::Coordinator(args) => coordinator::run(&args),
+        Command::Worker(args) => worker::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Device(args) => device::run(&args),
     };
@@ -90,4 +97,8 @@ fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let platform = directories::ProjectDirs::from("", "", "hydra");
     let platform = platform.context("this system has no data directory for you; name one with --state-dir")?;
     Ok(platform.data_dir().to_owned())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

@@ -49,6 +49,7 @@ impl Progress {
                 self.failures += 1;
                 self.say(&format!("  worker {} could not do its task: {error}", worker.short()));
             }
+            Note::CheckFailed { error } => self.say(&format!("  a check could not be done: {error}")),
             Note::Coordinator(report) => self.report(report),
             Note::Fatal(_) => {}
         }

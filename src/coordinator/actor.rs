@@ -145,6 +145,28 @@ impl Handler<ledger::Answer> for Coordinator {
     }
 }
 
+/// Reads something of what the coordinator knows.
+pub struct Look<T>(Box<dyn FnOnce(&State) -> T + Send>);
+
+impl<T> Look<T> {
+    /// Answers what `read` gives.
+    pub fn new(read: impl FnOnce(&State) -> T + Send + 'static) -> Self {
+        Self(Box::new(read))
+    }
+}
+
+impl<T: 'static> Message for Look<T> {
+    type Result = T;
+}
+
+impl<T: 'static> Handler<Look<T>> for Coordinator {
+    type Result = actix::MessageResult<Look<T>>;
+
+    fn handle(&mut self, Look(read): Look<T>, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult(read(self.core.state()))
+    }
+}
+
 /// Asks for a copy of what the coordinator knows, for reports.
 pub struct Inspect;
 

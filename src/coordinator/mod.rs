@@ -9,7 +9,7 @@ mod core;
 mod state;
 
 pub use self::core::{Effect, Event, Report, Rounds};
-pub use actor::{Coordinator, CoordinatorPorts, Inspect, ReplyTo};
+pub use actor::{Coordinator, CoordinatorPorts, Inspect, Look, ReplyTo};
 pub use state::{BaseModel, Record, State, WorkerRecord};
 
 use std::fmt;

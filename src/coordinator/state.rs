@@ -345,6 +345,44 @@ impl State {
             .sum()
     }
 
+    /// Whether the open round's work is done, and the next base model is being made.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Tasks of the open round: all, accepted, and lent to somebody whose lease has not run out at `now`.
+    #[must_use]
+    pub fn tasks(&self, now: Time) -> (u32, u32, u32) {
+        let count = |wanted: &dyn Fn(&&Slot) -> bool| self.slots.iter().filter(wanted).count() as u32;
+        let accepted = count(&|slot| matches!(slot.stage, Stage::Accepted { .. }));
+        let lent = |slot: &&Slot| slot.stage == Stage::Open && slot.leases.values().any(|deadline| *deadline > now);
+        (self.slots.len() as u32, accepted, count(&lent))
+    }
+
+    /// The task of the open round that `worker` has committed to this payload for.
+    #[must_use]
+    pub fn committed(&self, worker: &PublicKey, payload: &Digest) -> Option<&Task> {
+        let slot = self.slots.iter().find(|slot| {
+            let committed = slot.commitments.get(worker);
+            committed.is_some_and(|(_, commitment)| commitment.payload == *payload)
+        });
+        slot.filter(|_| !self.closed).map(|slot| &slot.task)
+    }
+
+    /// Every payload that somebody has committed to in the open round.
+    #[must_use]
+    pub fn committed_payloads(&self) -> BTreeSet<Digest> {
+        let commitments = self.slots.iter().flat_map(|slot| slot.commitments.values());
+        commitments.map(|(_, commitment)| commitment.payload).collect()
+    }
+
+    /// The base models whose weights are kept, oldest first.
+    #[must_use]
+    pub fn kept_models(&self) -> &[BaseModel] {
+        &self.lineage[self.lineage.len().saturating_sub(limits::MODELS_KEPT as usize)..]
+    }
+
     /// The specification of the run.
     #[must_use]
     pub fn spec(&self) -> &RunSpec {

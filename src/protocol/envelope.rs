@@ -125,6 +125,7 @@ pub struct Signed {
     signer: PublicKey,
     #[serde(with = "signature_bytes")]
     signature: [u8; 64],
+    #[serde(with = "body_bytes")]
     body: Vec<u8>,
 }
 
@@ -200,6 +201,29 @@ mod signature_bytes {
             <[Vec<u8>; 2]>::deserialize(deserializer)?.concat()
         };
         bytes.try_into().map_err(|_| de::Error::custom("a signature has 64 bytes"))
+    }
+}
+
+/// Base64 in people's formats, where a list of numbers would be four times as long.
+mod body_bytes {
+    use data_encoding::BASE64URL_NOPAD as BASE64;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub fn serialize<S: Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&BASE64.encode(bytes))
+        } else {
+            bytes.serialize(serializer)
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            BASE64.decode(text.as_bytes()).map_err(de::Error::custom)
+        } else {
+            Vec::deserialize(deserializer)
+        }
     }
 }
 

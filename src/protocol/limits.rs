@@ -169,3 +169,84 @@ pub const GENERATE_TOKENS_MAX: u32 = 65_536;
 
 /// A record of a coordinator's run: the largest is the pay of [`TASKS_PER_ROUND_MAX`] workers, 45 bytes each.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// A request's body where nothing larger is said: a signed message as JSON is a third longer than its bytes, and has
+/// some words around it.
+pub const HTTP_BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 2;
+
+/// One piece of an upload. It is held in memory until its digest is checked, on both sides: at 4 MiB, a thousand
+/// uploads at a time take 4 GiB, and a home line (10 Mbit/s) needs four seconds a piece.
+pub const HTTP_CHUNK_BYTES_MAX: usize = 4 << 20;
+
+/// A signed call in a header: two keys' worth of signature, a path, two digests and a nonce, in base64. A path is
+/// bounded by the 8 KiB that hyper gives the whole head.
+pub const HTTP_CALL_BYTES_MAX: usize = 4096;
+
+/// How far a caller's clock may be from the server's. Home computers without a time service are off by seconds; five
+/// minutes is what Kerberos settled on, but a nonce must be remembered for twice this long.
+pub const HTTP_CLOCK_SKEW: Duration = Duration::from_mins(2);
+
+/// Nonces that a server remembers: 40 bytes each. At the limit, calls are refused until old ones are forgotten; the
+/// rate limits keep honest use well below.
+pub const HTTP_NONCES_MAX: usize = 1 << 21;
+
+/// Connections that a server keeps open: two for each of several thousand workers, at some tens of KiB each.
+pub const HTTP_CONNECTIONS_MAX: usize = 16_384;
+
+/// Connections from one address: a household, or a university behind one router.
+pub const HTTP_CONNECTIONS_PER_ADDRESS: usize = 256;
+
+/// How long a client may take for a request's head, and for TLS before it; an idle connection is closed after it too.
+pub const HTTP_HEAD_WITHIN: Duration = Duration::from_secs(30);
+
+/// Buffer of a connection, which a request's head must fit into: hyper's least, so that idle connections cost little.
+pub const HTTP_BUFFER_BYTES: usize = 8 * 1024;
+
+/// How long a client may take for a request's body: the largest piece of an upload at 0.3 Mbit/s.
+pub const HTTP_BODY_WITHIN: Duration = Duration::from_mins(2);
+
+/// How long a request may wait for its answer: longer than any request is held open on purpose.
+pub const HTTP_ANSWER_WITHIN: Duration = Duration::from_secs(45);
+
+/// An answer that is read into memory: the largest is the comparison of [`TASKS_PER_ROUND_MAX`] submissions.
+pub const HTTP_ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// How long a server that was told to stop waits for requests under way.
+pub const HTTP_DRAIN: Duration = Duration::from_secs(5);
+
+/// Signed calls of one key: a worker makes a handful a task and one for each piece of an upload. Bursts of so many
+/// calls are allowed.
+pub const HTTP_CALLS_PER_KEY: Rate = Rate { per_second: 50, burst: 200 };
+
+/// Requests from one address, before anything is checked: a checked signature costs 50 µs.
+pub const HTTP_CALLS_PER_ADDRESS: Rate = Rate { per_second: 500, burst: 2000 };
+
+/// Keys and addresses whose rates are remembered: 100 bytes each. Beyond, those that were quiet longest are forgotten.
+pub const HTTP_RATES_MAX: usize = 1 << 17;
+
+/// Keys that may be on an allow list.
+pub const ADMITTED_MAX: usize = WORKERS_MAX;
+
+/// People who watch live events at a time: each has a buffer of [`HTTP_EVENTS_KEPT`] events.
+pub const HTTP_WATCHERS_MAX: usize = 256;
+
+/// Events that a slow watcher may be behind before it misses some.
+pub const HTTP_EVENTS_KEPT: usize = 256;
+
+/// How long a lent verification job is left to one verifier before another may have it.
+pub const JOB_LENT: Duration = Duration::from_secs(30);
+
+/// Verification jobs that wait for a verifier: as many as a round has tasks, and the comparison of all.
+pub const JOBS_MAX: usize = TASKS_PER_ROUND_MAX as usize + 1;
+
+/// How often something may be done: so often a second on average, and `burst` times at once after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// On average.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+/// How often a worker that has never reached its coordinator tries to.
+pub const REGISTER_AGAIN: Duration = Duration::from_secs(1);

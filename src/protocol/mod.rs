@@ -5,6 +5,7 @@
 //! [`PublicKey`] or an [`Amount`] need not check it again.
 
 mod amount;
+mod call;
 mod digest;
 mod envelope;
 mod id;
@@ -18,6 +19,7 @@ mod verdict;
 pub mod wire;
 
 pub use amount::{Amount, AmountError, Balance, MICRO_PER_HYD};
+pub use call::{Call, SessionId};
 pub use digest::{Digest, DigestError};
 pub use envelope::{EnvelopeError, Keypair, Message, PublicKey, PublicKeyError, Signed};
 pub use id::{Round, RunId, TaskId, Time};

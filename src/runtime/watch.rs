@@ -23,6 +23,11 @@ pub enum Note {
         /// Why.
         error: String,
     },
+    /// A verifier could not do a check; it will be asked again.
+    CheckFailed {
+        /// Why.
+        error: String,
+    },
     /// Something that no part can go on without: the run must end, and this says why.
     Fatal(String),
 }

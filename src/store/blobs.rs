@@ -42,6 +42,14 @@ pub enum BlobError {
         /// What it said.
         error: io::Error,
     },
+    /// A blob store on another machine cannot be reached or refused.
+    #[error("blob {digest}: {problem}")]
+    Remote {
+        /// The blob.
+        digest: Digest,
+        /// What went wrong.
+        problem: String,
+    },
 }
 
 /// Blobs in a local folder, one file each, in subfolders by the first two digits.
@@ -106,6 +114,26 @@ impl FolderBlobs {
     #[must_use]
     pub fn file(&self, digest: &Digest) -> PathBuf {
         self.path(digest)
+    }
+
+    /// Takes over a file that is whole and on the disk, after checking its content. A damaged file stays where it is.
+    pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), BlobError> {
+        let size = fs::metadata(file).map_err(|error| io_error(file, error))?.len();
+        check_size(size)?;
+        let mut hasher = blake3::Hasher::new();
+        let content = File::open(file).map_err(|error| io_error(file, error))?;
+        hasher.update_reader(content).map_err(|error| io_error(file, error))?;
+        if hasher.finalize().as_bytes() != digest.as_bytes() {
+            return Err(BlobError::Damaged { path: file.to_owned() });
+        }
+        let path = self.path(digest);
+        let folder = path.parent().unwrap_or(&self.folder);
+        let made_folder = !folder.exists();
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::rename(file, &path))
+            .and_then(|()| sync_folder(folder))
+            .and_then(|()| if made_folder { sync_folder(&self.folder) } else { Ok(()) })
+            .map_err(|error| io_error(&path, error))
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), BlobError> {

@@ -9,6 +9,7 @@ mod blobs;
 mod coordinator;
 mod group;
 mod ledger;
+mod results;
 mod sqlite;
 mod state_dir;
 
@@ -16,5 +17,6 @@ pub use blobs::{BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use group::GroupCommit;
 pub use ledger::LedgerStore;
+pub use results::ResultFile;
 pub use sqlite::{Database, DatabaseError};
-pub use state_dir::{StateDir, StateDirError};
+pub use state_dir::{StateDir, StateDirError, replace_file};

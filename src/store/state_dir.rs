@@ -104,7 +104,8 @@ impl StateDir {
                 let mut secret = [0; 32];
                 entropy(&mut secret).map_err(io_error(&path))?;
                 let key = Keypair::from_secret(&secret);
-                write_private(&path, &data_encoding::HEXLOWER.encode(key.secret())).map_err(io_error(&path))?;
+                let text = data_encoding::HEXLOWER.encode(key.secret()) + "\n";
+                replace_file(&path, text.as_bytes()).map_err(io_error(&path))?;
                 Ok(key)
             }
             Err(error) => Err(io_error(&path)(error)),
@@ -112,15 +113,16 @@ impl StateDir {
     }
 }
 
-/// Writes beside, syncs and renames: a crash leaves the whole file or none.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
+/// Writes a file that only its owner may read, beside the old one, syncs and renames: a crash leaves the whole new file
+/// or the old one.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let part = path.with_extension("part");
     let mut options = OpenOptions::new();
     options.create(true).truncate(true).write(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&part)?;
-    writeln!(file, "{text}")?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&part, path)
 }

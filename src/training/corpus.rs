@@ -213,6 +213,11 @@ impl Manifest {
     pub fn encode(&self) -> Vec<u8> {
         wire::encode(self)
     }
+
+    /// The blobs of all shards.
+    pub fn shards(&self) -> impl Iterator<Item = Digest> {
+        self.train.iter().chain(&self.validation).map(|shard| shard.digest)
+    }
 }
 
 #[cfg(test)]

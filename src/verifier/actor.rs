@@ -7,7 +7,7 @@ use super::core::{Audit, Effect, Event};
 use crate::compute::Compute;
 use crate::coordinator::{self, ReplyTo};
 use crate::protocol::limits;
-use crate::runtime::{self, Delivery, Executor, Work, WorkKind};
+use crate::runtime::{self, Delivery, Executor, Note, Watch, Work, WorkKind};
 
 impl Message for Event {
     type Result = ();
@@ -25,6 +25,8 @@ pub struct VerifierPorts {
     pub compute: Arc<Compute>,
     /// Threads to do them on.
     pub executor: Rc<dyn Executor>,
+    /// Hears what happens.
+    pub watch: Watch,
     /// Wants the verdicts.
     pub coordinator: Recipient<coordinator::Event<ReplyTo>>,
 }
@@ -54,11 +56,15 @@ impl Handler<Event> for Verifier {
                 Effect::Check(job) => {
                     let (compute, to) = (Arc::clone(&self.ports.compute), ctx.address());
                     let job = Box::new(move || {
-                        let verdicts = compute.check(&job);
-                        Box::new(move || to.do_send(Event::Checked(verdicts))) as Delivery
+                        let event = match compute.check(&job) {
+                            Ok(verdicts) => Event::Checked(verdicts),
+                            Err(error) => Event::CheckFailed(error.to_string()),
+                        };
+                        Box::new(move || to.do_send(event)) as Delivery
                     });
                     self.ports.executor.run(Work { kind: WorkKind::Service, job });
                 }
+                Effect::Report(error) => self.ports.watch.note(Note::CheckFailed { error }),
                 Effect::Deliver(verdicts) => {
                     runtime::send(ctx, &self.ports.coordinator, coordinator::Event::Verdicts(verdicts));
                 }

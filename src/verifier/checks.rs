@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::protocol::{
     Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, VOCABULARY, Verdict, below, limits,
 };
@@ -12,7 +14,7 @@ use crate::training::{CodecError, Layout};
 const SKETCH_LEN: u64 = 4096;
 
 /// Something to check.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Job {
     /// One submission by itself.
     Admission(Box<AdmissionJob>),
@@ -21,7 +23,7 @@ pub enum Job {
 }
 
 /// One submission, to be checked by itself.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdmissionJob {
     /// What was to be done.
     pub task: Task,
@@ -32,7 +34,7 @@ pub struct AdmissionJob {
 }
 
 /// Admitted submissions, to be compared with each other.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatisticsJob {
     /// Those to judge, in the order in which they were committed.
     pub candidates: Vec<Candidate>,
@@ -43,7 +45,7 @@ pub struct StatisticsJob {
 }
 
 /// An admitted submission.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// What was to be done.
     pub task: Task,

@@ -8,6 +8,8 @@ pub enum Event {
     Judge(Job),
     /// A check is done.
     Checked(Vec<Verdict>),
+    /// A check could not be done, for no fault of whoever submitted.
+    CheckFailed(String),
 }
 
 /// What a verifier wants done.
@@ -17,6 +19,8 @@ pub enum Effect {
     Check(Job),
     /// Send these signed verdicts to the coordinator.
     Deliver(Vec<Signed>),
+    /// Tell whoever watches that a check could not be done. The coordinator will ask for it again.
+    Report(String),
 }
 
 /// The verifier's core: every job is checked, every finding signed.
@@ -36,6 +40,7 @@ impl Audit {
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Judge(job) => vec![Effect::Check(job)],
+            Event::CheckFailed(error) => vec![Effect::Report(error)],
             Event::Checked(verdicts) => {
                 vec![Effect::Deliver(verdicts.iter().map(|verdict| Signed::seal(&self.key, verdict)).collect())]
             }

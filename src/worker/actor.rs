@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
 
-use super::core::{Effect, Event, Labour};
+use super::ResultStore;
+use super::core::{Effect, Event, Finished, Labour};
 use crate::compute::{Compute, ComputeError};
 use crate::coordinator::{self, ReplyTo};
 use crate::protocol::{Keypair, Signed, Task, WorkerRequest, limits};
@@ -21,6 +22,7 @@ pub struct Worker {
     key: Keypair,
     ports: WorkerPorts,
     stop: Arc<AtomicBool>,
+    left: Option<Finished>,
 }
 
 /// Everything a worker reaches beyond itself.
@@ -33,6 +35,8 @@ pub struct WorkerPorts {
     pub executor: Rc<dyn Executor>,
     /// Whom to ask for work.
     pub coordinator: Recipient<coordinator::Event<ReplyTo>>,
+    /// Where results are kept until they are acknowledged.
+    pub results: Box<dyn ResultStore>,
     /// Hears what happens.
     pub watch: Watch,
 }
@@ -41,7 +45,14 @@ impl Worker {
     /// A worker that signs with `key`.
     #[must_use]
     pub fn new(core: Labour, key: Keypair, ports: WorkerPorts) -> Self {
-        Self { core, key, ports, stop: Arc::new(AtomicBool::new(false)) }
+        Self { core, key, ports, stop: Arc::new(AtomicBool::new(false)), left: None }
+    }
+
+    /// Hands this in first: an earlier process finished it and heard no acknowledgement.
+    #[must_use]
+    pub fn with_left(mut self, left: Option<Finished>) -> Self {
+        self.left = left;
+        self
     }
 
     fn take(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -49,12 +60,27 @@ impl Worker {
             match effect {
                 Effect::Send(request) => self.send(&request, ctx),
                 Effect::Train(task) => self.train(*task, ctx),
+                Effect::Keep(finished) => {
+                    let kept = self.ports.results.keep(&finished);
+                    self.note(kept);
+                }
+                Effect::LetGo => {
+                    let gone = self.ports.results.let_go();
+                    self.note(gone);
+                }
                 Effect::Upload(payload) => self.upload(payload, ctx),
                 Effect::Cancel => self.stop.store(true, Ordering::Relaxed),
                 Effect::WakeAt(at) => {
                     ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
                 }
             }
+        }
+    }
+
+    /// A result that cannot be kept on disk can still be handed in from memory.
+    fn note(&self, kept: Result<(), String>) {
+        if let Err(error) = kept {
+            self.ports.watch.note(Note::TaskFailed { worker: self.key.public(), error });
         }
     }
 
@@ -111,7 +137,8 @@ impl Actor for Worker {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(limits::MAILBOX);
-        self.take(Event::Started, ctx);
+        let event = self.left.take().map_or(Event::Started, |left| Event::StartedWith(Box::new(left)));
+        self.take(event, ctx);
     }
 }
 

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Digest, Seed, Submission, Task, TaskId, Time, WorkerReply, WorkerRequest};
 use crate::training::Trained;
@@ -18,6 +19,8 @@ const PAUSE_MAX: Duration = Duration::from_mins(2);
 pub enum Event {
     /// It has started.
     Started,
+    /// It has started, and this result of an earlier process has not been acknowledged yet.
+    StartedWith(Box<Finished>),
     /// The coordinator answers.
     Reply(WorkerReply),
     /// The task is done.
@@ -42,6 +45,15 @@ pub enum Event {
     Wake,
 }
 
+/// A result that is to be handed in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// All but the payload.
+    pub submission: Submission,
+    /// The encoded pseudo-gradient.
+    pub payload: Vec<u8>,
+}
+
 /// What a worker wants done, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
@@ -49,6 +61,10 @@ pub enum Effect {
     Send(WorkerRequest),
     /// Do this task.
     Train(Box<Task>),
+    /// Keep this until it is to be let go: hours of work may be in it.
+    Keep(Finished),
+    /// Let go of what was kept: it is handed in, or nobody wants it.
+    LetGo,
     /// Put this payload into the blob store.
     Upload(Vec<u8>),
     /// Stop training as soon as possible.
@@ -119,6 +135,10 @@ impl Labour {
                 }
             }
             (Event::Started, _) => self.enter(now, Stage::Asking),
+            (Event::StartedWith(finished), _) => {
+                let Finished { submission, payload } = *finished;
+                self.enter(now, Stage::Committing { submission, payload })
+            }
             (Event::Wake, stage) => self.wake(now, stage),
             (Event::Reply(reply), stage) => self.reply(now, reply, stage),
             (Event::Trained { task, result }, Stage::Training(mine)) if task == mine => self.trained(now, task, result),
@@ -167,14 +187,16 @@ impl Labour {
                 self.enter(now, Stage::Uploading { submission, payload })
             }
             (WorkerReply::Received(task), Stage::Submitting(submission)) if task == submission.commitment.task => {
-                self.enter(now, Stage::Asking)
+                let mut effects = vec![Effect::LetGo];
+                effects.extend(self.enter(now, Stage::Asking));
+                effects
             }
             (
                 WorkerReply::Refused { task: Some(task), .. },
                 Stage::Committing { submission, .. } | Stage::Submitting(submission),
             ) if task == submission.commitment.task => {
                 // Somebody was faster, or the round is over: the work is lost, and there is other work.
-                let mut effects = vec![Effect::Send(WorkerRequest::GiveBack(task))];
+                let mut effects = vec![Effect::Send(WorkerRequest::GiveBack(task)), Effect::LetGo];
                 effects.extend(self.enter(now, Stage::Asking));
                 effects
             }
@@ -192,7 +214,11 @@ impl Labour {
             tokens
         });
         let submission = Submission::new(task, Digest::of(&result.payload), result.losses, tokens);
-        self.enter(now, Stage::Committing { submission, payload: result.payload })
+        let finished = Finished { submission, payload: result.payload };
+        let mut effects = vec![Effect::Keep(finished.clone())];
+        let Finished { submission, payload } = finished;
+        effects.extend(self.enter(now, Stage::Committing { submission, payload }));
+        effects
     }
 
     fn wake(&mut self, now: Time, stage: Stage) -> Vec<Effect> {
@@ -329,7 +355,24 @@ mod tests {
         let refusal = WorkerReply::Refused { task: Some(id), reason: RefusalReason::TaskNotOpen };
         let effects = labour.step(Time(0), Event::Reply(refusal));
         assert_eq!(effects[0], Effect::Send(WorkerRequest::GiveBack(id)));
-        assert_eq!(effects[1], Effect::Send(WorkerRequest::Lease { tokens_per_second: 64_000 }));
+        assert_eq!(effects[1], Effect::LetGo);
+        assert_eq!(effects[2], Effect::Send(WorkerRequest::Lease { tokens_per_second: 64_000 }));
+    }
+
+    #[test]
+    fn a_result_is_kept_until_it_is_acknowledged_and_handed_in_by_the_next_process() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        let effects = labour.step(Time(0), Event::Trained { task: id, result: result() });
+        let Some(Effect::Keep(kept)) = effects.first().cloned() else { panic!("{effects:?}") };
+
+        let mut labour = worker();
+        let effects = labour.step(Time(9), Event::StartedWith(Box::new(kept)));
+        assert!(matches!(sent(&effects), Some(WorkerRequest::Commit(commitment)) if commitment.task == id));
+        labour.step(Time(9), Event::Reply(WorkerReply::Committed(id)));
+        labour.step(Time(9), Event::Uploaded(Digest::of(b"payload")));
+        let effects = labour.step(Time(9), Event::Reply(WorkerReply::Received(id)));
+        assert_eq!(effects[0], Effect::LetGo);
     }
 
     #[test]

@@ -1,0 +1,181 @@
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::Actor;
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tokio::sync::mpsc;
+
+use super::{Failure, device};
+use crate::compute::Compute;
+use crate::http::{Client, ClientError, Courier, News, RemoteBlobs, Throttle, api};
+use crate::model::BurnEngine;
+use crate::protocol::{Seed, WorkerReply, limits};
+use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, entropy};
+use crate::store::{Blobs, ResultFile, StateDir};
+use crate::worker::{self, Labour, Worker, WorkerPorts};
+
+/// Train for a coordinator on another computer, and earn tokens
+///
+/// Makes outbound HTTP connections only. Stop it whenever you like: finished work is kept and handed in the next time.
+#[derive(Debug, Args)]
+pub(super) struct WorkerArgs {
+    /// Where the coordinator is: http://host:port or https://host:port
+    #[arg(long, value_name = "URL")]
+    coordinator: String,
+    /// An invite token, where the coordinator wants one
+    #[arg(long, value_name = "TOKEN")]
+    invite: Option<String>,
+    /// How many processor cores to use [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    cpus: Option<u16>,
+    /// Most kilobytes a second to send
+    #[arg(long, value_name = "KB", value_parser = clap::value_parser!(u32).range(1..))]
+    up_kbps: Option<u32>,
+    /// Most kilobytes a second to receive
+    #[arg(long, value_name = "KB", value_parser = clap::value_parser!(u32).range(1..))]
+    down_kbps: Option<u32>,
+    /// Certificates to trust besides the well-known ones, a PEM file
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Where the key and unfinished work are kept [default: a folder in the platform's data directory]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What to compute on: auto or ndarray
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+/// What the command hears while its worker works.
+enum Heard {
+    Note(Note),
+    Reached,
+    Trouble(String),
+    Finished,
+}
+
+pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
+    let device = device(&args.device)?;
+    let folder = match &args.state_dir {
+        Some(folder) => folder.clone(),
+        None => super::state_dir(None)?.join("worker"),
+    };
+    let folder = StateDir::open(&folder)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let client = Client::new(&args.coordinator, folder.key("worker")?, Arc::clone(&clock), args.tls_ca.as_deref());
+    let client = Arc::new(client.map_err(|error| match error {
+        ClientError::Address(_) => Failure::Usage(error.into()),
+        error => Failure::Other(error.into()),
+    })?);
+    eprintln!("  worker      {}", client.key().public());
+    eprintln!("  coordinator {}", client.base());
+    eprintln!("  state       {}", folder.path().display());
+
+    // Transfers have a thread of their own, which outlives those that wait for them.
+    let network = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let rate = |kilobytes: Option<u32>| Throttle::new(kilobytes.map(|kilobytes| u64::from(kilobytes) * 1000));
+    let blobs = Arc::new(RemoteBlobs::open(
+        Arc::clone(&client),
+        network.handle().clone(),
+        &StateDir::blobs(folder.path()),
+        Arc::clone(&clock),
+        rate(args.up_kbps),
+        rate(args.down_kbps),
+    )?);
+    let compute = Arc::new(Compute::new(Arc::new(BurnEngine::new(device)), Arc::clone(&blobs) as Arc<dyn Blobs>));
+    let cores = args.cpus.map_or_else(super::cores, usize::from);
+    let executor: Rc<dyn Executor> = Rc::new(Threads::new(cores, 1)?);
+    let results = ResultFile::new(folder.path().join("result"));
+    let left = results.load();
+
+    let mut random = [0; 8];
+    entropy(&mut random).context("the operating system gives no random numbers")?;
+    let seed = Seed::from_number(u64::from_le_bytes(random));
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let (watch, mut notes) = super::run::listen(|_| ());
+    let system = super::run::system();
+    let result: Result<(), Failure> = system.block_on(async {
+        let mut stops = super::run::stop_signals()?;
+        tokio::select! {
+            biased;
+            _ = stops.recv() => return Ok(()),
+            registered = register(&client, args.invite.as_deref()) => registered?,
+        }
+        let courier = Courier::new(Arc::clone(&client), seed.derive("courier", 0), move |news| {
+            let news = match news {
+                News::Answer(WorkerReply::Finished) => Heard::Finished,
+                News::Answer(_) => Heard::Reached,
+                News::Trouble(error) => Heard::Trouble(error.to_string()),
+            };
+            // Nobody hears it any more when the command is over.
+            let _ = tell.send(news);
+        });
+        let ports = WorkerPorts {
+            clock,
+            compute,
+            executor,
+            coordinator: courier.start().recipient(),
+            results: Box::new(results),
+            watch,
+        };
+        let worker = Worker::new(Labour::new(&seed), client.key().clone(), ports).with_left(left).start();
+        let mut trouble: Option<String> = None;
+        let ended = loop {
+            let event = tokio::select! {
+                biased;
+                _ = stops.recv() => break Ok(()),
+                note = notes.recv() => note.map(Heard::Note),
+                event = heard.recv() => event,
+            };
+            match event {
+                None => break Err(anyhow!("the worker has stopped").into()),
+                Some(Heard::Finished) => {
+                    eprintln!("  the run is over");
+                    break Ok(());
+                }
+                Some(Heard::Note(Note::Fatal(error))) => break Err(anyhow!(error).into()),
+                Some(Heard::Note(Note::TaskFailed { error, .. })) => eprintln!("  a task failed: {error}"),
+                Some(Heard::Note(_)) => {}
+                Some(Heard::Reached) => {
+                    if trouble.take().is_some() {
+                        eprintln!("  the coordinator answers again");
+                    }
+                }
+                Some(Heard::Trouble(problem)) => {
+                    if trouble.as_ref() != Some(&problem) {
+                        eprintln!("  {problem}; trying again");
+                    }
+                    trouble = Some(problem);
+                }
+            }
+        };
+        // An error says that it has stopped already.
+        let _ = worker.send(worker::Event::Stop).await;
+        blobs.stop();
+        ended
+    });
+    drop(system);
+    network.shutdown_background();
+    result
+}
+
+/// Waits for the coordinator and asks to be admitted.
+async fn register(client: &Client, invite: Option<&str>) -> Result<(), Failure> {
+    let mut said = None;
+    loop {
+        let body = api::Register { invite: invite.map(str::to_owned) };
+        match client.post::<_, api::Done>(api::path::REGISTER, &body).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_passing() || error.code() == Some("clock_skew") => {
+                let problem = error.to_string();
+                if said.as_ref() != Some(&problem) {
+                    eprintln!("  {problem}; trying again");
+                }
+                said = Some(problem);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(limits::REGISTER_AGAIN).await;
+    }
+}

@@ -1,0 +1,201 @@
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use data_encoding::BASE64URL_NOPAD as BASE64;
+
+use super::error::ApiError;
+use crate::protocol::{Call, Digest, EnvelopeError, Keypair, PublicKey, SessionId, Signed, Time, limits, wire};
+
+/// The scheme of the `Authorization` header.
+const SCHEME: &str = "Hydra ";
+
+/// The value of the `Authorization` header for a call.
+#[must_use]
+pub fn authorization(key: &Keypair, call: &Call) -> String {
+    format!("{SCHEME}{}", BASE64.encode(&wire::encode(&Signed::seal(key, call))))
+}
+
+/// A call whose signature, session and time were right. Its body and its nonce are still to be checked.
+#[derive(Debug)]
+pub struct Claim {
+    caller: PublicKey,
+    call: Call,
+}
+
+/// Checks signed calls, and takes each but once.
+#[derive(Debug)]
+pub struct Gate {
+    session: SessionId,
+    nonces: Mutex<Nonces>,
+}
+
+impl Gate {
+    /// The gate of a server process whose number is `session`: random, another for each process.
+    #[must_use]
+    pub fn new(session: SessionId) -> Self {
+        Self { session, nonces: Mutex::default() }
+    }
+
+    /// The number of this server process.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Checks everything that can be said before the body is there: who signed, what, for whom and when.
+    pub fn claim(&self, header: Option<&str>, method: &str, path: &str, now: Time) -> Result<Claim, ApiError> {
+        let text = header.and_then(|header| header.strip_prefix(SCHEME)).ok_or(ApiError::Unsigned)?;
+        if text.len() > limits::HTTP_CALL_BYTES_MAX {
+            return Err(ApiError::Signature("the header is too long"));
+        }
+        let bytes = BASE64.decode(text.as_bytes()).map_err(|_| ApiError::Signature("the header is not base64"))?;
+        let signed: Signed = wire::decode(&bytes, limits::HTTP_CALL_BYTES_MAX)
+            .map_err(|_| ApiError::Signature("the header is not a signed message"))?;
+        let (caller, call) = signed.open::<Call>().map_err(|error| match error {
+            EnvelopeError::Signature => ApiError::Signature("not signed by the key that it names"),
+            EnvelopeError::Wire(_) => ApiError::Signature("the header does not hold a call"),
+        })?;
+        if call.method != method || call.path != path {
+            return Err(ApiError::Signature("another method or path was signed"));
+        }
+        if call.session != self.session {
+            return Err(ApiError::Session { session: self.session, time: now });
+        }
+        let off_ms = i64::try_from(call.time.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
+        if u128::from(off_ms.unsigned_abs()) > limits::HTTP_CLOCK_SKEW.as_millis() {
+            return Err(ApiError::ClockSkew { off_ms, time: now });
+        }
+        Ok(Claim { caller, call })
+    }
+
+    /// Checks the rest, and remembers the call: who makes it.
+    pub fn admit(&self, claim: &Claim, body: &[u8], now: Time) -> Result<PublicKey, ApiError> {
+        if Digest::of(body) != claim.call.body {
+            return Err(ApiError::Signature("another body was signed"));
+        }
+        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        nonces.remember(claim, now)?;
+        Ok(claim.caller)
+    }
+}
+
+impl Claim {
+    /// Who signed it.
+    #[must_use]
+    pub fn caller(&self) -> PublicKey {
+        self.caller
+    }
+}
+
+/// The calls of this session that would still pass the check of their time.
+#[derive(Debug, Default)]
+struct Nonces {
+    seen: BTreeSet<[u8; 16]>,
+    /// In the order in which they came, with the time after which they are refused for their age.
+    order: VecDeque<(Time, [u8; 16])>,
+}
+
+impl Nonces {
+    fn remember(&mut self, claim: &Claim, now: Time) -> Result<(), ApiError> {
+        while let Some((until, mark)) = self.order.front()
+            && *until < now
+        {
+            self.seen.remove(mark);
+            self.order.pop_front();
+        }
+        let mut mark = [0; 16];
+        let whole = [claim.caller.as_bytes().as_slice(), &claim.call.nonce].concat();
+        mark.copy_from_slice(&Digest::of(&whole).as_bytes()[..16]);
+        if self.seen.contains(&mark) {
+            return Err(ApiError::Replayed);
+        }
+        if self.seen.len() >= limits::HTTP_NONCES_MAX {
+            return Err(ApiError::Busy);
+        }
+        self.seen.insert(mark);
+        // The call is at most one skew ahead, and is refused one skew after its own time.
+        self.order.push_back((now + 2 * limits::HTTP_CLOCK_SKEW, mark));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key;
+
+    const NOW: Time = Time(1_000_000_000);
+
+    fn gate() -> Gate {
+        Gate::new(SessionId(Digest::of(b"session")))
+    }
+
+    fn call() -> Call {
+        let (method, path) = ("POST".to_owned(), "/hydra/v1/lease".to_owned());
+        let body = Digest::of(b"body");
+        Call { session: gate().session(), method, path, body, time: NOW, nonce: [7; 16] }
+    }
+
+    fn check(gate: &Gate, call: &Call, body: &[u8], now: Time) -> Result<PublicKey, ApiError> {
+        let header = authorization(&key(1), call);
+        let claim = gate.claim(Some(&header), "POST", "/hydra/v1/lease", now)?;
+        gate.admit(&claim, body, now)
+    }
+
+    #[test]
+    fn a_call_passes_once() {
+        let gate = gate();
+        assert_eq!(check(&gate, &call(), b"body", NOW), Ok(key(1).public()));
+        assert_eq!(check(&gate, &call(), b"body", NOW), Err(ApiError::Replayed));
+        let end = NOW + limits::HTTP_CLOCK_SKEW;
+        assert_eq!(check(&gate, &call(), b"body", end), Err(ApiError::Replayed));
+        assert!(matches!(check(&gate, &call(), b"body", Time(end.0 + 1)), Err(ApiError::ClockSkew { .. })));
+    }
+
+    #[test]
+    fn a_call_from_a_fast_clock_is_remembered_until_it_is_too_old() {
+        let gate = gate();
+        let early = Time(NOW.0 - 120_000);
+        assert!(check(&gate, &call(), b"body", early).is_ok());
+        for later in [0, 60_000, 120_000] {
+            assert_eq!(check(&gate, &call(), b"body", Time(NOW.0 + later)), Err(ApiError::Replayed));
+        }
+    }
+
+    #[test]
+    fn another_server_process_takes_nothing_that_was_signed_for_this_one() {
+        let other = Gate::new(SessionId(Digest::of(b"after a restart")));
+        let refused = check(&other, &call(), b"body", NOW);
+        assert_eq!(refused, Err(ApiError::Session { session: other.session(), time: NOW }));
+    }
+
+    #[test]
+    fn every_part_of_the_call_is_bound() {
+        let gate = gate();
+        assert!(matches!(check(&gate, &call(), b"other", NOW), Err(ApiError::Signature(_))));
+        let header = authorization(&key(1), &call());
+        for (method, path) in [("GET", "/hydra/v1/lease"), ("POST", "/hydra/v1/lease?x"), ("POST", "/hydra/v1/commit")]
+        {
+            assert!(matches!(gate.claim(Some(&header), method, path, NOW), Err(ApiError::Signature(_))));
+        }
+        let skewed = gate.claim(Some(&header), "POST", "/hydra/v1/lease", Time(NOW.0 + 500_000));
+        assert_eq!(skewed.unwrap_err(), ApiError::ClockSkew { off_ms: -500_000, time: Time(NOW.0 + 500_000) });
+    }
+
+    #[test]
+    fn garbage_is_refused_and_nothing_else() {
+        let gate = gate();
+        let long = format!("Hydra {}", "A".repeat(100_000));
+        for header in [None, Some("Bearer x"), Some("Hydra "), Some("Hydra !!"), Some("Hydra AAAA"), Some(&long)] {
+            let refused = gate.claim(header, "POST", "/", NOW).unwrap_err();
+            assert!(matches!(refused, ApiError::Unsigned | ApiError::Signature(_)), "{header:?}: {refused:?}");
+        }
+        let header = authorization(&key(1), &call());
+        for place in 6..header.len() {
+            let mut bytes = header.clone().into_bytes();
+            bytes[place] = if bytes[place] == b'A' { b'B' } else { b'A' };
+            let altered = String::from_utf8(bytes).unwrap();
+            assert!(gate.claim(Some(&altered), "POST", "/hydra/v1/lease", NOW).is_err(), "byte {place}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use warp::http::{StatusCode, header};
+use warp::reply::Response;
+
+use crate::protocol::{SessionId, Time};
+
+/// Why a server refuses a request. Each kind has a `code` that stays the same between versions.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// No such path.
+    #[error("there is nothing here; GET /openapi.json tells what there is")]
+    NoSuchRoute,
+    /// The path is there, but not with this method.
+    #[error("this path does not take that method")]
+    NoSuchMethod,
+    /// The request cannot be understood.
+    #[error("the request is malformed: {0}")]
+    Malformed(String),
+    /// The body is larger than this route takes.
+    #[error("the body is over the limit of {limit} bytes")]
+    TooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+    /// The client took too long.
+    #[error("the body did not come in time")]
+    TooSlow,
+    /// A route that wants a signature was called without.
+    #[error("this call must be signed: Authorization: Hydra <signed call>")]
+    Unsigned,
+    /// The signature does not fit the key or the call.
+    #[error("the call's signature does not match: {0}")]
+    Signature(&'static str),
+    /// Signed for another server process.
+    #[error("the call is signed for another session of the server; sign it again for the present one")]
+    Session {
+        /// The present session.
+        session: SessionId,
+        /// The server's time.
+        time: Time,
+    },
+    /// The caller's clock is off.
+    #[error("your clock is {} ms {}; set it right", .off_ms.unsigned_abs(), if *.off_ms > 0 { "ahead" } else { "behind" })]
+    ClockSkew {
+        /// How far the caller's clock is ahead, in milliseconds; behind when negative.
+        off_ms: i64,
+        /// The server's time.
+        time: Time,
+    },
+    /// This very call was made before.
+    #[error("this call was made before")]
+    Replayed,
+    /// The key may not take part.
+    #[error("this key is not admitted: {0}")]
+    NotAdmitted(&'static str),
+    /// The key may take part, but not do this.
+    #[error("this key may not do that: {0}")]
+    Forbidden(&'static str),
+    /// No such blob, or none that may be read.
+    #[error("there is no such blob")]
+    NoSuchBlob,
+    /// The range does not lie within the blob.
+    #[error("the blob has {length} bytes")]
+    Range {
+        /// Of the blob, in bytes.
+        length: u64,
+    },
+    /// An upload that no open commitment of the caller names.
+    #[error("upload what you have committed to, and only that")]
+    NotCommitted,
+    /// A piece of an upload that does not begin where the last ended.
+    #[error("the upload is at {received} bytes")]
+    Offset {
+        /// Bytes that the server has.
+        received: u64,
+    },
+    /// The bytes uploaded have another digest; they were thrown away.
+    #[error("the uploaded bytes are not those with this digest")]
+    UploadMismatch,
+    /// Too many calls from this key or address.
+    #[error("too many calls; wait {} ms", .0.as_millis())]
+    TooManyCalls(Duration),
+    /// The server has no room for more right now.
+    #[error("the server is busy; try again soon")]
+    Busy,
+    /// A fault of the server.
+    #[error("the server failed: {0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    /// The stable name of the kind.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.kind().0
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.kind().1
+    }
+
+    fn kind(&self) -> (&'static str, StatusCode) {
+        match self {
+            Self::NoSuchRoute => ("no_such_route", StatusCode::NOT_FOUND),
+            Self::NoSuchMethod => ("no_such_method", StatusCode::METHOD_NOT_ALLOWED),
+            Self::Malformed(_) => ("malformed", StatusCode::BAD_REQUEST),
+            Self::TooLarge { .. } => ("too_large", StatusCode::PAYLOAD_TOO_LARGE),
+            Self::TooSlow => ("too_slow", StatusCode::REQUEST_TIMEOUT),
+            Self::Unsigned => ("unsigned", StatusCode::UNAUTHORIZED),
+            Self::Signature(_) => ("bad_signature", StatusCode::UNAUTHORIZED),
+            Self::Session { .. } => ("other_session", StatusCode::UNAUTHORIZED),
+            Self::ClockSkew { .. } => ("clock_skew", StatusCode::UNAUTHORIZED),
+            Self::Replayed => ("replayed", StatusCode::UNAUTHORIZED),
+            Self::NotAdmitted(_) => ("not_admitted", StatusCode::FORBIDDEN),
+            Self::Forbidden(_) => ("forbidden", StatusCode::FORBIDDEN),
+            Self::NoSuchBlob => ("no_such_blob", StatusCode::NOT_FOUND),
+            Self::Range { .. } => ("range", StatusCode::RANGE_NOT_SATISFIABLE),
+            Self::NotCommitted => ("not_committed", StatusCode::FORBIDDEN),
+            Self::Offset { .. } => ("offset", StatusCode::CONFLICT),
+            Self::UploadMismatch => ("upload_mismatch", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::TooManyCalls(_) => ("too_many_calls", StatusCode::TOO_MANY_REQUESTS),
+            Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE),
+            Self::Internal(_) => ("internal", StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// The answer on the wire: `{"error": {"code", "message", …}}`.
+    #[must_use]
+    pub fn into_response(self) -> Response {
+        let mut error = Map::new();
+        error.insert("code".into(), json!(self.code()));
+        error.insert("message".into(), json!(self.to_string()));
+        let mut detail = |name: &str, value: Value| error.insert(name.into(), value);
+        match &self {
+            Self::Session { session, time } => {
+                detail("session", json!(session));
+                detail("time", json!(time));
+            }
+            Self::ClockSkew { off_ms, time } => {
+                detail("off_ms", json!(off_ms));
+                detail("time", json!(time));
+            }
+            Self::Range { length } => {
+                detail("length", json!(length));
+            }
+            Self::Offset { received } => {
+                detail("received", json!(received));
+            }
+            Self::TooLarge { limit } => {
+                detail("limit", json!(limit));
+            }
+            _ => {}
+        }
+        let retry_after = match &self {
+            Self::TooManyCalls(pause) => Some(pause.as_secs() + 1),
+            Self::Busy => Some(1),
+            _ => None,
+        };
+        let body = Value::Object(Map::from_iter([("error".to_owned(), Value::Object(error))])).to_string();
+        let mut response = Response::new(body.into());
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if matches!(self, Self::TooLarge { .. } | Self::TooSlow) {
+            // What is still to come of the body is not read, so nothing can follow on this connection.
+            headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

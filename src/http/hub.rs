@@ -1,0 +1,203 @@
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+use crate::coordinator::Report;
+use crate::protocol::{PublicKey, Time, limits};
+use crate::runtime::Note;
+
+/// How long after its last call a worker still counts as being there.
+const SEEN_FOR: Duration = Duration::from_mins(1);
+
+/// What goes on in a server: events for whoever watches, numbers for whoever measures.
+#[derive(Debug)]
+pub struct Hub {
+    events: broadcast::Sender<String>,
+    registry: Registry,
+    requests: Family<RouteLabels, Counter>,
+    latency: Family<PathLabels, Histogram, fn() -> Histogram>,
+    pub(super) received: Counter,
+    pub(super) sent: Counter,
+    pub(super) connections: Gauge,
+    round: Gauge,
+    tokens: Gauge,
+    loss: Gauge<f64, AtomicU64>,
+    accepted: Counter,
+    rejected: Counter,
+    workers: Gauge<i64, AtomicI64>,
+    seen: Mutex<BTreeMap<PublicKey, Seen>>,
+    open: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    at: Time,
+    /// Whether it knows that the run is over.
+    told: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    path: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PathLabels {
+    path: &'static str,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        // From 0.1 ms to 26 s: an answer from memory, and a long poll.
+        let latency: Family<PathLabels, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(1e-4, 4.0, 10)));
+        let mut hub = Self {
+            events: broadcast::Sender::new(limits::HTTP_EVENTS_KEPT),
+            registry: Registry::with_prefix("hydra"),
+            requests: Family::default(),
+            latency,
+            received: Counter::default(),
+            sent: Counter::default(),
+            connections: Gauge::default(),
+            round: Gauge::default(),
+            tokens: Gauge::default(),
+            loss: Gauge::default(),
+            accepted: Counter::default(),
+            rejected: Counter::default(),
+            workers: Gauge::default(),
+            seen: Mutex::default(),
+            open: Mutex::default(),
+        };
+        let registry = &mut hub.registry;
+        registry.register("http_requests", "Requests by path and status", hub.requests.clone());
+        registry.register("http_seconds", "Time to the head of the answer, seconds", hub.latency.clone());
+        registry.register("http_received_bytes", "Bytes of request bodies", hub.received.clone());
+        registry.register("blob_sent_bytes", "Bytes of blobs sent", hub.sent.clone());
+        registry.register("http_connections", "Open connections", hub.connections.clone());
+        registry.register("round", "Rounds done", hub.round.clone());
+        registry.register("tokens", "Accepted tokens", hub.tokens.clone());
+        registry.register("validation_loss", "Newest validation loss, nats a token", hub.loss.clone());
+        registry.register("tasks_accepted", "Tasks accepted by this process", hub.accepted.clone());
+        registry.register("tasks_rejected", "Submissions rejected by this process", hub.rejected.clone());
+        registry.register("workers", "Workers heard from in the last minute", hub.workers.clone());
+        hub
+    }
+}
+
+impl Hub {
+    /// Passes on what happens.
+    pub fn see(&self, note: &Note) {
+        let Some(event) = event(note) else { return };
+        if let Note::Coordinator(report) = note {
+            match report {
+                Report::Rejected { .. } => drop(self.rejected.inc()),
+                Report::RoundClosed { accepted, .. } => drop(self.accepted.inc_by(u64::from(*accepted))),
+                Report::Evaluated { round, loss, tokens } => {
+                    self.round.set(i64::from(round.0));
+                    self.tokens.set(i64::try_from(*tokens).unwrap_or(i64::MAX));
+                    self.loss.set(*loss);
+                }
+                Report::Finished => {}
+            }
+        }
+        // Nobody may be watching.
+        let _ = self.events.send(event.to_string());
+    }
+
+    /// Where events are heard, or nothing when too many listen.
+    pub(super) fn watch(&self) -> Option<broadcast::Receiver<String>> {
+        (self.events.receiver_count() < limits::HTTP_WATCHERS_MAX).then(|| self.events.subscribe())
+    }
+
+    pub(super) fn answered(&self, path: &'static str, status: u16, took: Duration) {
+        self.requests.get_or_create(&RouteLabels { path, status }).inc();
+        self.latency.get_or_create(&PathLabels { path }).observe(took.as_secs_f64());
+    }
+
+    /// A worker has called. `told` says that it has just been told that the run is over.
+    pub(super) fn heard(&self, worker: PublicKey, at: Time, told: bool) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < limits::WORKERS_MAX || seen.contains_key(&worker) {
+            seen.insert(worker, Seen { at, told });
+        }
+    }
+
+    /// Workers heard from lately.
+    pub(super) fn present(&self, now: Time) -> u64 {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, seen| now.since(seen.at) < SEEN_FOR);
+        seen.len() as u64
+    }
+
+    /// Whether every worker that was heard from lately knows that the run is over.
+    #[must_use]
+    pub fn all_told(&self, now: Time) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.values().all(|seen| seen.told || now.since(seen.at) >= SEEN_FOR)
+    }
+
+    /// Counts a new connection from `address`, unless there are `most` already.
+    pub(super) fn connect(&self, address: IpAddr, most: usize) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= most {
+            return false;
+        }
+        *count += 1;
+        self.connections.inc();
+        true
+    }
+
+    pub(super) fn disconnect(&self, address: IpAddr) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&address);
+            }
+        }
+        self.connections.dec();
+    }
+
+    /// All numbers in Prometheus' text format.
+    pub(super) fn metrics(&self, now: Time) -> String {
+        self.workers.set(i64::try_from(self.present(now)).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "# EOF");
+        }
+        text
+    }
+}
+
+/// What watchers are told of a note.
+fn event(note: &Note) -> Option<Value> {
+    match note {
+        Note::Coordinator(Report::Rejected { round, worker, reason }) => {
+            Some(json!({ "event": "rejected", "round": round, "worker": worker, "reason": reason.to_string() }))
+        }
+        Note::Coordinator(Report::RoundClosed { round, accepted, tokens }) => {
+            Some(json!({ "event": "round_closed", "round": round, "accepted": accepted, "tokens": tokens }))
+        }
+        Note::Coordinator(Report::Evaluated { round, loss, tokens }) => {
+            Some(json!({ "event": "evaluated", "round": round, "loss": loss, "tokens": tokens }))
+        }
+        Note::Coordinator(Report::Finished) => Some(json!({ "event": "finished" })),
+        Note::CheckFailed { error } => Some(json!({ "event": "check_failed", "error": error })),
+        Note::Step { .. } | Note::TaskFailed { .. } | Note::Fatal(_) => None,
+    }
+}

@@ -1,0 +1,31 @@
+//! The networked world: the same actors in several processes, over HTTP.
+//!
+//! [`Server`] is what a coordinator process listens with; [`Client`] is how everybody else reaches it. [`Courier`] and
+//! [`JobCourier`] stand for the coordinator in a worker's and a verifier's process, [`RemoteBlobs`] for its blob store,
+//! so that the actors there are the ones of the in-process world. [`Desk`] stands for the verifiers in a coordinator's
+//! process. This is the only place that knows warp, hyper and rustls.
+
+mod admission;
+pub mod api;
+mod auth;
+mod client;
+mod courier;
+mod desk;
+mod error;
+mod hub;
+mod openapi;
+mod rate;
+mod remote_blobs;
+mod server;
+mod uploads;
+
+pub use admission::{Admission, AdmissionError, AdmissionRule};
+pub use client::{Client, ClientError};
+pub use courier::{Courier, GiveUpJob, JobCourier, News};
+pub use desk::Desk;
+pub use error::ApiError;
+pub use hub::Hub;
+pub use openapi::{ROUTES, Route, document};
+pub use rate::{Rates, Throttle};
+pub use remote_blobs::RemoteBlobs;
+pub use server::{Server, ServerConfig, ServerError, ServerLimits, ServerParts, TlsFiles};

@@ -1,0 +1,390 @@
+//! The server: connections, limits, and where requests go.
+
+mod blobs;
+mod operations;
+mod request;
+mod status;
+mod verifiers;
+mod workers;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use actix::Addr;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, crypto::ring};
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+use self::request::{Asked, Peer};
+use super::admission::Admission;
+use super::auth::Gate;
+use super::desk::Desk;
+use super::error::ApiError;
+use super::hub::Hub;
+use super::openapi::{Endpoint, ROUTES};
+use super::rate::Rates;
+use super::uploads::Uploads;
+use crate::coordinator::{Coordinator, Look, State};
+use crate::protocol::limits::Rate;
+use crate::protocol::{Digest, PublicKey, SessionId, limits};
+use crate::runtime::{Clock, Stopwatch, entropy};
+use crate::store::FolderBlobs;
+
+/// What a server serves.
+pub struct ServerParts {
+    /// The coordinator.
+    pub coordinator: Addr<Coordinator>,
+    /// What is to be verified by others, where others verify.
+    pub desk: Option<Addr<Desk>>,
+    /// The blob store.
+    pub blobs: Arc<FolderBlobs>,
+    /// Where uploads are kept until they are whole: on the file system of the blob store.
+    pub uploads: PathBuf,
+    /// Blobs that everybody needs: the dataset's manifest and its shards.
+    pub dataset: BTreeSet<Digest>,
+    /// Who may take part.
+    pub admission: Admission,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Events and numbers.
+    pub hub: Arc<Hub>,
+}
+
+/// How a server serves it.
+#[derive(Debug, Clone, Default)]
+pub struct ServerConfig {
+    /// The operator's key, if anything is to be operated from outside.
+    pub admin: Option<PublicKey>,
+    /// Whose verdicts count.
+    pub verifiers: BTreeSet<PublicKey>,
+    /// Serves HTTPS with these.
+    pub tls: Option<TlsFiles>,
+    /// Whether a reverse proxy stands before it, whose `X-Forwarded-For` tells the client's address.
+    pub behind_proxy: bool,
+    /// Bounds on what clients may do.
+    pub limits: ServerLimits,
+}
+
+/// Bounds on what clients may do.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLimits {
+    /// Signed calls of one key.
+    pub per_key: Rate,
+    /// Requests from one address.
+    pub per_address: Rate,
+    /// Open connections.
+    pub connections: usize,
+    /// Open connections from one address.
+    pub connections_per_address: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            per_key: limits::HTTP_CALLS_PER_KEY,
+            per_address: limits::HTTP_CALLS_PER_ADDRESS,
+            connections: limits::HTTP_CONNECTIONS_MAX,
+            connections_per_address: limits::HTTP_CONNECTIONS_PER_ADDRESS,
+        }
+    }
+}
+
+/// A certificate chain and its key, as PEM files.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The network, the file system or the machine refused.
+    #[error("the server cannot start: {0}")]
+    Io(#[from] io::Error),
+    /// A certificate or key cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: pem::Error,
+    },
+    /// Certificate and key do not fit.
+    #[error("cannot serve TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A server at work, on threads of its own. The actors stay on theirs.
+pub struct Server {
+    runtime: Option<tokio::runtime::Runtime>,
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    stopped: watch::Receiver<()>,
+}
+
+/// All that requests need.
+pub(super) struct Site {
+    coordinator: Addr<Coordinator>,
+    desk: Option<Addr<Desk>>,
+    blobs: Arc<FolderBlobs>,
+    uploads: Uploads,
+    dataset: BTreeSet<Digest>,
+    admission: Admission,
+    clock: Arc<dyn Clock>,
+    hub: Arc<Hub>,
+    config: ServerConfig,
+    gate: Gate,
+    per_key: Rates<PublicKey>,
+    per_address: Rates<IpAddr>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Serves on `listener` until it is told to stop.
+    pub fn start(
+        listener: std::net::TcpListener,
+        parts: ServerParts,
+        config: ServerConfig,
+    ) -> Result<Self, ServerError> {
+        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let mut session = [0; 32];
+        entropy(&mut session)?;
+        let (stop, stopping) = watch::channel(false);
+        let site = Arc::new(Site {
+            coordinator: parts.coordinator,
+            desk: parts.desk,
+            uploads: Uploads::open(&parts.uploads, Arc::clone(&parts.blobs))?,
+            blobs: parts.blobs,
+            dataset: parts.dataset,
+            admission: parts.admission,
+            clock: parts.clock,
+            hub: parts.hub,
+            gate: Gate::new(SessionId(Digest::from_bytes(session))),
+            per_key: Rates::new(config.limits.per_key, limits::HTTP_RATES_MAX),
+            per_address: Rates::new(config.limits.per_address, limits::HTTP_RATES_MAX),
+            stop: stopping.clone(),
+            config,
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("http").enable_all().build()?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        let (done, stopped) = watch::channel(());
+        runtime.spawn(blobs::sweep(Arc::clone(&site)));
+        runtime.spawn(accept(listener, tls, site, stopping, done));
+        Ok(Self { runtime: Some(runtime), address, stop, stopped })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections, and waits for requests under way as long as is reasonable.
+    pub async fn stop(mut self) {
+        // Nobody hears it when the server has died.
+        let _ = self.stop.send(true);
+        // An error says that the last connection is gone.
+        let _ = tokio::time::timeout(limits::HTTP_DRAIN, self.stopped.changed()).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServerError> {
+    let wrong = |path: &Path| {
+        let path = path.to_owned();
+        move |error| ServerError::Pem { path, error }
+    };
+    let chain = CertificateDer::pem_file_iter(&files.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(wrong(&files.certificate))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(wrong(&files.key))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Takes connections until told to stop. `done` is dropped with the last of them.
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    site: Arc<Site>,
+    mut stopping: watch::Receiver<bool>,
+    done: watch::Sender<()>,
+) {
+    let done = Arc::new(done);
+    let room = Arc::new(Semaphore::new(site.config.limits.connections));
+    let service = TowerToHyperService::new(warp::service(routes(&site)));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted else {
+            // Out of file descriptors, most likely: some will be free again soon.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        // Behind a proxy everybody has the same address, and the proxy is what bounds them.
+        let most = if site.config.behind_proxy { usize::MAX } else { site.config.limits.connections_per_address };
+        if !site.hub.connect(peer.ip(), most) {
+            continue;
+        }
+        let service = service.clone();
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(Peer(peer.ip()));
+            service.call(request)
+        });
+        let (tls, stopping, hub, done) = (tls.clone(), stopping.clone(), Arc::clone(&site.hub), Arc::clone(&done));
+        tokio::spawn(async move {
+            serve(stream, tls, service, stopping).await;
+            hub.disconnect(peer.ip());
+            drop((permit, done));
+        });
+    }
+}
+
+async fn serve<S>(stream: TcpStream, tls: Option<TlsAcceptor>, service: S, stopping: watch::Receiver<bool>)
+where
+    S: Service<hyper::Request<hyper::body::Incoming>, Response = Response, Error = std::convert::Infallible>,
+    S::Future: Send,
+{
+    // Answers are small and waited for. Where it cannot be set, they come a little later.
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => speak(stream, service, stopping).await,
+        Some(tls) => {
+            if let Ok(Ok(stream)) = tokio::time::timeout(limits::HTTP_HEAD_WITHIN, tls.accept(stream)).await {
+                speak(stream, service, stopping).await;
+            }
+        }
+    }
+}
+
+async fn speak<S, T>(stream: T, service: S, mut stopping: watch::Receiver<bool>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Service<hyper::Request<hyper::body::Incoming>, Response = Response, Error = std::convert::Infallible>,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HTTP_HEAD_WITHIN)
+        .max_buf_size(limits::HTTP_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        // What a client does wrong on its connection is told to it, not to us.
+        _ = connection.as_mut() => return,
+        _ = stopping.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+fn routes(site: &Arc<Site>) -> BoxedFilter<(Response,)> {
+    let mut all: Option<BoxedFilter<(Response,)>> = None;
+    for route in ROUTES {
+        let (site, endpoint, name) = (Arc::clone(site), route.endpoint, route.path);
+        let filter = request::matches(route).and(request::asked()).then(move |asked: Asked| {
+            let site = Arc::clone(&site);
+            async move {
+                let watch = Stopwatch::start();
+                let answer = handle(&site, endpoint, asked).await;
+                let response = answer.unwrap_or_else(ApiError::into_response);
+                site.hub.answered(name, response.status().as_u16(), watch.elapsed());
+                response
+            }
+        });
+        all = Some(match all {
+            None => filter.boxed(),
+            Some(others) => others.or(filter).unify().boxed(),
+        });
+    }
+    let nothing = warp::any().and_then(|| async { Err(warp::reject::not_found()) }).boxed();
+    all.unwrap_or(nothing).recover(refuse).unify().boxed()
+}
+
+async fn refuse(rejection: warp::Rejection) -> Result<Response, std::convert::Infallible> {
+    let error = if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        ApiError::NoSuchMethod
+    } else if rejection.is_not_found() {
+        ApiError::NoSuchRoute
+    } else {
+        ApiError::Malformed(format!("{rejection:?}"))
+    };
+    Ok(error.into_response())
+}
+
+async fn handle(site: &Arc<Site>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
+    let address = asked.address(site.config.behind_proxy);
+    site.per_address.take(address, site.clock.now()).map_err(ApiError::TooManyCalls)?;
+    let asked = &mut asked;
+    match endpoint {
+        Endpoint::Health => Ok(status::plain("alive\n")),
+        Endpoint::Ready => status::ready(site).await,
+        Endpoint::Metrics => Ok(status::metrics(site)),
+        Endpoint::OpenApi => Ok(request::json(&super::openapi::document())),
+        Endpoint::Hello => status::hello(site).await,
+        Endpoint::Status => status::status(site).await,
+        Endpoint::Events => status::events(site),
+        Endpoint::Register => workers::register(site, asked).await,
+        Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::GiveBack => {
+            workers::ask(site, endpoint, asked).await
+        }
+        Endpoint::Heartbeat => workers::heartbeat(site, asked).await,
+        Endpoint::ReadBlob => blobs::read(site, asked).await,
+        Endpoint::UploadProgress => blobs::progress(site, asked).await,
+        Endpoint::Upload => blobs::upload(site, asked).await,
+        Endpoint::TakeJob => verifiers::take(site, asked).await,
+        Endpoint::Verdicts => verifiers::verdicts(site, asked).await,
+        Endpoint::Finish => operations::finish(site, asked).await,
+        Endpoint::Invite => operations::invite(site, asked).await,
+        Endpoint::Keys => operations::keys(site, asked).await,
+    }
+}
+
+impl Site {
+    /// Reads something of what the coordinator knows.
+    async fn look<T: Send + 'static>(&self, read: impl FnOnce(&State) -> T + Send + 'static) -> Result<T, ApiError> {
+        let answer = self.coordinator.send(Look::new(read)).await;
+        answer.map_err(|_| ApiError::Internal("the coordinator does not answer".into()))
+    }
+
+    /// Whether `key` may take part.
+    fn admitted(&self, key: &PublicKey) -> Result<(), ApiError> {
+        self.admission.check(key).map_err(ApiError::NotAdmitted)
+    }
+}

@@ -1,0 +1,159 @@
+use std::net::IpAddr;
+use std::pin::Pin;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::http::{HeaderMap, Method, header};
+use warp::reply::Response;
+
+use super::Site;
+use crate::http::error::ApiError;
+use crate::http::openapi::Route;
+use crate::protocol::{Digest, PublicKey, limits};
+
+/// The address at the other end of the connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub IpAddr);
+
+type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
+
+/// A request whose body has not been read yet.
+pub(super) struct Asked {
+    method: Method,
+    path: String,
+    query: String,
+    headers: HeaderMap,
+    peer: IpAddr,
+    body: Body,
+}
+
+/// Matches the method and the path of a route.
+pub(super) fn matches(route: &Route) -> BoxedFilter<()> {
+    let mut filter = warp::any().boxed();
+    for part in route.path.split('/').skip(1) {
+        filter = if part.starts_with('{') {
+            filter.and(warp::path::param::<String>().map(drop).untuple_one()).boxed()
+        } else {
+            filter.and(warp::path(part)).boxed()
+        };
+    }
+    let filter = filter.and(warp::path::end());
+    match route.method {
+        "GET" => filter.and(warp::get()).boxed(),
+        "HEAD" => filter.and(warp::head()).boxed(),
+        "PUT" => filter.and(warp::put()).boxed(),
+        _ => filter.and(warp::post()).boxed(),
+    }
+}
+
+/// Takes a request apart.
+pub(super) fn asked() -> impl Filter<Extract = (Asked,), Error = warp::Rejection> + Clone {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<Peer>())
+        .and(warp::body::stream())
+        .map(|method, path: warp::path::FullPath, query, headers, Peer(peer), body: _| Asked {
+            method,
+            path: path.as_str().to_owned(),
+            query,
+            headers,
+            peer,
+            body: boxed(body),
+        })
+}
+
+fn boxed<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static) -> Body {
+    Box::pin(body.map(|piece| piece.map(|mut piece| piece.copy_to_bytes(piece.remaining()))))
+}
+
+impl Asked {
+    /// Whose request it is, as far as an address tells.
+    pub fn address(&self, behind_proxy: bool) -> IpAddr {
+        let forwarded = self.header("x-forwarded-for").and_then(|all| all.rsplit(',').next()?.trim().parse().ok());
+        forwarded.filter(|_| behind_proxy).unwrap_or(self.peer)
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The digest that the path ends with.
+    pub fn digest(&self) -> Result<Digest, ApiError> {
+        let last = self.path.rsplit('/').next().unwrap_or_default();
+        last.parse().map_err(|error: crate::protocol::DigestError| ApiError::Malformed(error.to_string()))
+    }
+
+    /// A number in the query.
+    pub fn number(&self, name: &str) -> Result<u64, ApiError> {
+        let value = self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let number = value.and_then(|value| value.parse().ok());
+        number.ok_or_else(|| ApiError::Malformed(format!("the query needs a number {name}")))
+    }
+
+    /// Whether there is a signature at all.
+    pub fn is_signed(&self) -> bool {
+        self.headers.contains_key(header::AUTHORIZATION)
+    }
+
+    /// Checks the signature and reads the body: who calls, and what they sent. Nothing is read of a body whose caller
+    /// is not known.
+    pub async fn signed(&mut self, site: &Site, limit: usize) -> Result<(PublicKey, Bytes), ApiError> {
+        let path = if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) };
+        let now = site.clock.now();
+        let header = self.header(header::AUTHORIZATION.as_str());
+        let claim = site.gate.claim(header, self.method.as_str(), &path, now)?;
+        site.per_key.take(claim.caller(), now).map_err(ApiError::TooManyCalls)?;
+        let body = tokio::time::timeout(limits::HTTP_BODY_WITHIN, self.body(limit)).await;
+        let body = body.map_err(|_| ApiError::TooSlow)??;
+        site.hub.received.inc_by(body.len() as u64);
+        Ok((site.gate.admit(&claim, &body, site.clock.now())?, body))
+    }
+
+    /// The same, for keys that may take part.
+    pub async fn admitted(&mut self, site: &Site, limit: usize) -> Result<(PublicKey, Bytes), ApiError> {
+        let (caller, body) = self.signed(site, limit).await?;
+        site.admitted(&caller)?;
+        Ok((caller, body))
+    }
+
+    async fn body(&mut self, limit: usize) -> Result<Bytes, ApiError> {
+        let announced = self.header("content-length").and_then(|length| length.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > limit) {
+            return Err(ApiError::TooLarge { limit });
+        }
+        let mut whole = BytesMut::new();
+        while let Some(piece) = self.body.next().await {
+            let piece = piece.map_err(|error| ApiError::Malformed(error.to_string()))?;
+            if whole.len() + piece.len() > limit {
+                return Err(ApiError::TooLarge { limit });
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+/// Reads a body of JSON.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))
+}
+
+/// Answers with JSON.
+pub(super) fn json<T: Serialize>(value: &T) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let mut response = Response::new(body.into());
+            let json = header::HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, json);
+            response
+        }
+        Err(error) => ApiError::Internal(error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,90 @@
+use std::time::Duration;
+
+use futures_util::stream;
+use warp::http::header;
+use warp::reply::{Reply, Response};
+
+use super::Site;
+use super::request::json;
+use crate::http::api::{Hello, Status};
+use crate::http::error::ApiError;
+
+/// How long the coordinator may take to answer before the process does not count as ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+
+pub(super) fn plain(text: impl Into<String>) -> Response {
+    let mut response = Response::new(text.into().into());
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+pub(super) async fn ready(site: &Site) -> Result<Response, ApiError> {
+    let answer = tokio::time::timeout(READY_WITHIN, site.look(|_| ())).await;
+    answer.map_err(|_| ApiError::Busy)??;
+    Ok(plain("ready\n"))
+}
+
+pub(super) fn metrics(site: &Site) -> Response {
+    plain(site.hub.metrics(site.clock.now()))
+}
+
+pub(super) async fn hello(site: &Site) -> Result<Response, ApiError> {
+    let run = site.look(|state| state.spec().id()).await?;
+    Ok(json(&Hello {
+        session: site.gate.session(),
+        time: site.clock.now(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        run,
+        admission: site.admission.rule().name().to_owned(),
+    }))
+}
+
+pub(super) async fn status(site: &Site) -> Result<Response, ApiError> {
+    let time = site.clock.now();
+    let workers_seen = site.hub.present(time);
+    let status = site.look(move |state| {
+        let (tasks, accepted, leased) = state.tasks(time);
+        let newest = state.lineage().last()?;
+        Some(Status {
+            run: state.spec().id(),
+            round: state.round(),
+            closed: state.is_closed(),
+            tasks,
+            accepted,
+            leased,
+            tokens: state.tokens(),
+            model: newest.digest,
+            loss: state.lineage().iter().rev().find_map(|model| model.loss),
+            parameters: state.spec().model.parameters(),
+            workers: state.workers().len() as u64,
+            workers_seen,
+            time,
+        })
+    });
+    let status = status.await?.ok_or_else(|| ApiError::Internal("the run has no model yet".into()))?;
+    Ok(json(&status))
+}
+
+pub(super) fn events(site: &Site) -> Result<Response, ApiError> {
+    let heard = site.hub.watch().ok_or(ApiError::Busy)?;
+    // Ends with the server; a watcher that is too slow misses events and goes on with the newest.
+    let stream = stream::unfold((heard, site.stop.clone()), |(mut heard, mut stop)| async move {
+        loop {
+            let event = tokio::select! {
+                biased;
+                _ = stop.changed() => return None,
+                event = heard.recv() => event,
+            };
+            match event {
+                Ok(event) => {
+                    let event = warp::sse::Event::default().data(event);
+                    return Some((Ok::<_, std::convert::Infallible>(event), (heard, stop)));
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    });
+    Ok(warp::sse::reply(warp::sse::keep_alive().stream(stream)).into_response())
+}

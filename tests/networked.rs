@@ -1,0 +1,140 @@
+//! Coordinator, workers and verifiers as processes of their own, on loopback: they train what one process would, and
+//! outlive each other's deaths.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+#![cfg(unix)]
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::Hydra;
+use hydra::protocol::{Seed, below};
+use serde_json::Value;
+
+/// The job of `Hydra::up_json`, as the flags of a coordinator.
+const JOB: [&str; 8] = ["--tasks", "2", "--inner-steps", "3", "--batch", "2", "--context", "16"];
+
+/// A coordinator's address and the folders of everybody. Whatever still runs at its end is killed.
+struct Net {
+    folder: tempfile::TempDir,
+    port: u16,
+    children: Vec<Child>,
+}
+
+impl Net {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("text.txt"), common::text()).unwrap();
+        // Free a moment ago, and the system hands out others first.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self { folder, port, children: Vec::new() }
+    }
+
+    fn state(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn coordinator(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        command.arg("coordinator").args(JOB).args(arguments).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        command
+            .arg("--data")
+            .arg(self.folder.path().join("text.txt"))
+            .arg("--state-dir")
+            .arg(self.state("coordinator"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn member(&mut self, role: &str, name: &str) -> usize {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        command.args([role, "--coordinator", &self.url()]).arg("--state-dir").arg(self.state(name));
+        let log = std::fs::File::create(self.folder.path().join(format!("{name}.log"))).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.children.push(child);
+        self.children.len() - 1
+    }
+
+    fn kill(&mut self, member: usize) {
+        self.children[member].kill().unwrap();
+        self.children[member].wait().unwrap();
+    }
+
+    fn logs(&self) -> String {
+        let logs = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| format!("{}:\n{}\n", path.display(), std::fs::read_to_string(&path).unwrap())).collect()
+    }
+
+    /// Waits for a coordinator that was started with `--json`: its summary.
+    fn summary(&self, coordinator: Child) -> Value {
+        let output = coordinator.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}\n{}", self.logs());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn assert_same_run(summary: &Value, expected: &Value) {
+    for what in ["run", "rounds", "model_digest", "val_loss_last", "transfers", "emitted"] {
+        assert_eq!(summary[what], expected[what], "another {what} than in one process");
+    }
+    assert_eq!(summary["debits_equal_credits"], true);
+}
+
+#[test]
+fn separate_processes_train_what_one_process_would() {
+    let rounds = ["--json", "--rounds", "4"];
+    let mut net = Net::new();
+    let coordinator = net.coordinator(&rounds);
+    let members: Vec<usize> = (1..=3).map(|n| net.member("worker", &format!("worker-{n}"))).collect();
+    let summary = net.summary(coordinator);
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    for member in members {
+        let status = net.children[member].wait().unwrap();
+        assert!(status.success(), "a worker that is told that the run is over ends well");
+    }
+}
+
+#[test]
+fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
+    let rounds = ["--json", "--rounds", "12"];
+    let mut net = Net::new();
+    let mut rng = Seed::from_number(7).rng();
+    let mut coordinator = net.coordinator(&rounds);
+    let mut members: Vec<usize> = (1..=2).map(|n| net.member("worker", &format!("worker-{n}"))).collect();
+    for turn in 0..6 {
+        std::thread::sleep(Duration::from_millis(300 + below(&mut rng, 500)));
+        if coordinator.try_wait().unwrap().is_some() {
+            break;
+        }
+        if turn % 2 == 0 {
+            coordinator.kill().unwrap();
+            coordinator.wait().unwrap();
+            coordinator = net.coordinator(&rounds);
+        } else {
+            let name = format!("worker-{}", members.len());
+            net.kill(members[members.len() - 1]);
+            let last = members.len() - 1;
+            members[last] = net.member("worker", &name);
+        }
+    }
+    let summary = net.summary(coordinator);
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+}
