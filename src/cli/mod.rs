@@ -1,9 +1,12 @@
 //! The command line: one file a subcommand, and the one place where errors become words for people.
 
 mod generate;
+mod ledger;
 mod progress;
 mod report;
+mod teller;
 mod up;
+mod wallet;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,6 +29,8 @@ Examples:
   hydra up --rounds 20                         train on Hydra's own code and documentation
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
+  hydra ledger verify                          replay every transfer of the ledger and check it
+  hydra wallet send KEY 2.5 --wallet worker-1  send what a worker has earned
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 
@@ -33,6 +38,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 enum Command {
     Up(Box<up::UpArgs>),
     Generate(generate::GenerateArgs),
+    Ledger(ledger::LedgerArgs),
+    Wallet(wallet::WalletArgs),
 }
 
 /// What went wrong, and whose doing it is.
@@ -57,6 +64,8 @@ pub fn run(args: Args) -> ExitCode {
     let result = match args.command {
         Command::Up(args) => up::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
+        Command::Wallet(args) => wallet::run(&args),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

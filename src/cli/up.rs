@@ -13,7 +13,7 @@ use super::{Failure, device, state_dir};
 use crate::compute::Compute;
 use crate::coordinator::{self, Inspect, Record, State};
 use crate::data;
-use crate::ledger::{Economy, EconomyConfig, Ledger, LedgerConfig};
+use crate::ledger::{Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, Preset};
 use crate::protocol::{
     Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed,
@@ -481,6 +481,6 @@ fn report(args: &UpArgs, folder: &StateDir, blobs: &FolderBlobs, outcome: Outcom
 }
 
 /// The economy of a run: it says what rounds emit, the rest are defaults.
-pub(super) fn economy(spec: &RunSpec) -> Result<Economy, Failure> {
-    Ok(EconomyConfig::emitting(spec.emission).check()?)
+pub(super) fn economy(spec: &RunSpec) -> Result<Economy, EconomyError> {
+    EconomyConfig::emitting(spec.emission).check()
 }
