@@ -3,10 +3,13 @@
 mod coordinator;
 mod device;
 mod generate;
+mod ledger;
 mod progress;
 mod report;
 mod run;
+mod teller;
 mod up;
+mod wallet;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +34,8 @@ Examples:
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
   hydra device bench                           how fast this machine trains
+  hydra ledger verify                          replay every transfer of the ledger and check it
+  hydra wallet send KEY 2.5 --wallet worker-1  send what a worker has earned
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 
@@ -41,6 +46,8 @@ enum Command {
     Worker(Box<worker::WorkerArgs>),
     Generate(generate::GenerateArgs),
     Device(device::DeviceArgs),
+    Ledger(ledger::LedgerArgs),
+    Wallet(wallet::WalletArgs),
 }
 
 /// What went wrong, and whose doing it is.
@@ -68,6 +75,8 @@ pub fn run(args: Args) -> ExitCode {
         Command::Worker(args) => worker::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Device(args) => device::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
+        Command::Wallet(args) => wallet::run(&args),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

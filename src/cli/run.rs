@@ -19,7 +19,7 @@ use super::{Failure, cores, device, state_dir};
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, Record, State};
 use crate::data;
-use crate::ledger::{Economy, EconomyConfig, Ledger, LedgerConfig};
+use crate::ledger::{Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
     Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, PublicKey, Round, RunSpec, Schedule,
@@ -518,6 +518,6 @@ pub(super) fn report(options: &RunOptions, began: &Began, state: &State) -> Resu
 }
 
 /// The economy of a run: it says what rounds emit, the rest are defaults.
-pub(super) fn economy(spec: &RunSpec) -> Result<Economy, Failure> {
-    Ok(EconomyConfig::emitting(spec.emission).check()?)
+pub(super) fn economy(spec: &RunSpec) -> Result<Economy, EconomyError> {
+    EconomyConfig::emitting(spec.emission).check()
 }

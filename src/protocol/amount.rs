@@ -35,6 +35,16 @@ impl Amount {
         Self(hyd as i64 * MICRO_PER_HYD)
     }
 
+    /// Of a decimal text in HYD, such as `12.5`: at most six places, no sign, no exponent.
+    pub fn from_hyd_text(text: &str) -> Result<Self, AmountError> {
+        let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(places) || places.len() > 6 {
+            return Err(AmountError);
+        }
+        format!("{whole}{places:0<6}").parse::<i64>().map_err(|_| AmountError).and_then(Self::from_micro)
+    }
+
     /// In µHYD.
     #[must_use]
     pub const fn micro(self) -> i64 {
@@ -152,6 +162,16 @@ mod tests {
         assert_eq!(serde_json::from_str::<Amount>("\"3000000\"").unwrap(), amount);
         for bad in ["3000000", "3.5", "\"3.5\"", "\"-1\"", "\"+1\"", "\"\"", "\"9223372036854775808\"", "\"1e3\""] {
             assert!(serde_json::from_str::<Amount>(bad).is_err(), "{bad} was taken for an amount");
+        }
+    }
+
+    #[test]
+    fn amounts_in_hyd_are_read_to_the_last_place_and_nothing_else_is_taken_for_one() {
+        let read = |text| Amount::from_hyd_text(text).map(Amount::micro);
+        assert_eq!([read("0"), read("12.5"), read("0.000001")], [Ok(0), Ok(12_500_000), Ok(1)]);
+        assert_eq!(read("9223372036854.775807"), Ok(i64::MAX));
+        for bad in ["", ".", "1.", ".5", "-1", "+1", "1e3", "0.0000001", "9223372036854.775808", "1,5", " 1", "1.-5"] {
+            assert_eq!(read(bad), Err(AmountError), "{bad:?} was taken for an amount");
         }
     }
 

@@ -1,13 +1,14 @@
 //! What outlives a crash: one SQLite file, a folder of blobs, key files. The only place that knows SQL.
 //!
 //! [`Database`] opens the file and brings its tables up to date; [`LedgerStore`] and [`RunStore`] keep one kind of
-//! thing in it each, and own the tables for that. [`GroupCommit`] writes what many asked the ledger for in one transaction.
-//! [`Blobs`] keeps large things by their digest. [`StateDir`] is the
-//! folder that holds all of it.
+//! thing in it each, and own the tables for that. [`GroupCommit`] writes what many asked the ledger for in one
+//! transaction. [`Blobs`] keeps large things by their digest. [`StateDir`] is the folder that holds all of it, keys
+//! ([`KeyFile`]) included.
 
 mod blobs;
 mod coordinator;
 mod group;
+mod key_file;
 mod ledger;
 mod results;
 mod sqlite;
@@ -16,6 +17,7 @@ mod state_dir;
 pub use blobs::{BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use group::GroupCommit;
+pub use key_file::{KeyFile, KeyFileError, LockedKey};
 pub use ledger::LedgerStore;
 pub use results::ResultFile;
 pub use sqlite::{Database, DatabaseError};

@@ -161,7 +161,8 @@ impl Database {
         Ok(Self { connection, path: path.into() })
     }
 
-    /// Copies the database, as it is at this moment, to a new file. Others may write to it meanwhile.
+    /// Copies the database, as it is at this moment, to a new file: one, without a log beside it. Others may write to it
+    /// meanwhile.
     pub fn copy_to(&self, to: &Path) -> Result<(), DatabaseError> {
         let unusable = |error| DatabaseError::from_sqlite(to, error);
         let mut copy = Connection::open(to).map_err(unusable)?;
@@ -169,7 +170,7 @@ impl Database {
         // All pages in one step: it is one snapshot, however busy the writer is.
         backup.step(-1).map_err(unusable)?;
         drop(backup);
-        copy.pragma_update(None, "journal_mode", "WAL").map_err(unusable)?;
+        copy.pragma_update(None, "journal_mode", "DELETE").map_err(unusable)?;
         copy.close().map_err(|(_, error)| unusable(error))
     }
 

@@ -2,6 +2,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::{KeyFile, KeyFileError};
 use crate::protocol::Keypair;
 use crate::runtime::entropy;
 
@@ -30,6 +31,15 @@ pub enum StateDirError {
     /// A key file with something else in it.
     #[error("{} is not a key file: it must hold 64 hexadecimal digits. Restore it from a copy, or move it away to get a new key (the old key's tokens stay with the old key)", .0.display())]
     Key(PathBuf),
+    /// A key that is used without anybody there to be asked.
+    #[error("{} is under a passphrase; what runs by itself needs a key without one", .0.display())]
+    Locked(PathBuf),
+    /// A name that is not for a key.
+    #[error("{0:?} is no name for a key: letters, digits, - and _ make one")]
+    Name(String),
+    /// There is such a key already.
+    #[error("{} is there already, and its tokens with it; choose another name", .0.display())]
+    KeyExists(PathBuf),
 }
 
 impl StateDir {
@@ -68,49 +78,104 @@ impl StateDir {
     /// they own tokens.
     pub fn set_aside(&self) -> Result<Option<PathBuf>, StateDirError> {
         let database = Self::database(&self.path);
-        let parts = ["hydra.db", "hydra.db-wal", "hydra.db-shm", "blobs"].map(|name| (name, self.path.join(name)));
-        if !database.exists() && parts.iter().all(|(_, part)| !part.exists()) {
+        let parts = [&DATABASE_FILES[..], &["blobs"]].concat();
+        if !database.exists() && parts.iter().all(|part| !self.path.join(part).exists()) {
             return Ok(None);
         }
-        let aside = (1..=u32::MAX)
-            .map(|number| self.path.join(format!("earlier-run-{number}")))
-            .find(|folder| !folder.exists())
-            .unwrap_or_else(|| self.path.join("earlier-run"));
-        fs::create_dir(&aside).map_err(io_error(&aside))?;
-        for (name, part) in parts {
-            match fs::rename(&part, aside.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&part)(error)),
-                _ => {}
-            }
-        }
-        Ok(Some(aside))
+        self.move_aside("earlier-run", &parts).map(Some)
     }
 
     /// The key `name`, made from the operating system's randomness when it is first asked for. Its file is readable by
     /// its owner only.
     pub fn key(&self, name: &str) -> Result<Keypair, StateDirError> {
-        let folder = self.path.join("keys");
-        fs::create_dir_all(&folder).map_err(io_error(&folder))?;
-        let path = folder.join(format!("{name}.key"));
-        match File::open(&path) {
-            Ok(mut file) => {
-                let mut text = String::new();
-                file.read_to_string(&mut text).map_err(io_error(&path))?;
-                let bytes = data_encoding::HEXLOWER.decode(text.trim().as_bytes()).ok();
-                let secret: Option<[u8; 32]> = bytes.and_then(|bytes| bytes.try_into().ok());
-                secret.map(|secret| Keypair::from_secret(&secret)).ok_or(StateDirError::Key(path))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut secret = [0; 32];
-                entropy(&mut secret).map_err(io_error(&path))?;
-                let key = Keypair::from_secret(&secret);
-                let text = data_encoding::HEXLOWER.encode(key.secret()) + "\n";
-                replace_file(&path, text.as_bytes()).map_err(io_error(&path))?;
-                Ok(key)
-            }
+        match Self::find_key(&self.path, name)? {
+            Some(KeyFile::Open(key)) => Ok(key),
+            Some(KeyFile::Locked(_)) => Err(StateDirError::Locked(key_path(&self.path, name)?)),
+            None => Self::make_key(&self.path, name, None),
+        }
+    }
+
+    /// The key `name` of the state directory `path`, if there is one.
+    pub fn find_key(path: &Path, name: &str) -> Result<Option<KeyFile>, StateDirError> {
+        let path = key_path(path, name)?;
+        let mut text = String::new();
+        match File::open(&path).and_then(|file| file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text)) {
+            Ok(_) => KeyFile::parse(&text, &path).map(Some).map_err(|_| StateDirError::Key(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error(&path)(error)),
         }
     }
+
+    /// Makes the key `name` from the operating system's randomness, under a passphrase if there is one.
+    pub fn make_key(path: &Path, name: &str, passphrase: Option<&str>) -> Result<Keypair, StateDirError> {
+        let path = key_path(path, name)?;
+        if path.exists() {
+            return Err(StateDirError::KeyExists(path));
+        }
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(io_error(folder))?;
+        }
+        let mut secret = [0; 32];
+        entropy(&mut secret).map_err(io_error(&path))?;
+        let key = Keypair::from_secret(&secret);
+        let text =
+            KeyFile::text(&key, passphrase).map_err(|error: KeyFileError| io_error(&path)(io::Error::other(error)))?;
+        replace_file(&path, (text + "\n").as_bytes()).map_err(io_error(&path))?;
+        Ok(key)
+    }
+
+    /// The names of the keys in the state directory `path`, in order.
+    pub fn key_names(path: &Path) -> Result<Vec<String>, StateDirError> {
+        let folder = path.join("keys");
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error(&folder)(error)),
+        };
+        let name = |file: &fs::DirEntry| file.file_name().to_str()?.strip_suffix(".key").map(str::to_owned);
+        let mut names: Vec<String> = entries.flatten().filter_map(|file| name(&file)).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Puts `copy` in the place of the database, which is kept in a subfolder: its path, if there was one.
+    pub fn replace_database(&self, copy: &Path) -> Result<Option<PathBuf>, StateDirError> {
+        let database = Self::database(&self.path);
+        let new = database.with_extension("new");
+        fs::copy(copy, &new).map_err(io_error(&new))?;
+        File::open(&new).and_then(|file| file.sync_all()).map_err(io_error(&new))?;
+        let aside = if database.exists() { Some(self.move_aside("replaced-database", &DATABASE_FILES)?) } else { None };
+        fs::rename(&new, &database).map_err(io_error(&database))?;
+        Ok(aside)
+    }
+
+    /// Moves these parts of the folder into a new subfolder.
+    fn move_aside(&self, name: &str, parts: &[&str]) -> Result<PathBuf, StateDirError> {
+        let aside = (1..=u32::MAX)
+            .map(|number| self.path.join(format!("{name}-{number}")))
+            .find(|folder| !folder.exists())
+            .unwrap_or_else(|| self.path.join(name));
+        fs::create_dir(&aside).map_err(io_error(&aside))?;
+        for name in parts {
+            let part = self.path.join(name);
+            match fs::rename(&part, aside.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&part)(error)),
+                _ => {}
+            }
+        }
+        Ok(aside)
+    }
+}
+
+const DATABASE_FILES: [&str; 3] = ["hydra.db", "hydra.db-wal", "hydra.db-shm"];
+
+/// A key file is a line of some hundred bytes.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
+
+fn key_path(path: &Path, name: &str) -> Result<PathBuf, StateDirError> {
+    let good =
+        !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+    if good { Ok(path.join("keys").join(format!("{name}.key"))) } else { Err(StateDirError::Name(name.to_owned())) }
 }
 
 /// Writes a file that only its owner may read, beside the old one, syncs and renames: a crash leaves the whole new file

@@ -1,0 +1,330 @@
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use serde::Serialize;
+
+use super::ledger::date;
+use super::teller::{LocalTeller, Teller};
+use super::{Failure, state_dir};
+use crate::ledger::{Account, Action, Answer, CheckedOrder, Entry, Order, Posts, Request, TransferId};
+use crate::protocol::{Amount, Balance, Digest, Keypair, PublicKey, Signed, Time};
+use crate::runtime::{Clock, SystemClock, entropy};
+use crate::store::{KeyFile, StateDir};
+
+/// How long an order may take to reach the ledger.
+const ORDER_VALID: Duration = Duration::from_mins(10);
+
+/// Keys, balances, transfers and offers
+///
+/// A wallet is a key in the state directory, by name; the workers of `hydra up` are called worker-1, worker-2 and so on.
+/// A passphrase is asked for, or taken from the file of --passphrase-file or the variable HYDRA_PASSPHRASE.
+#[derive(Debug, Args)]
+pub(super) struct WalletArgs {
+    #[command(subcommand)]
+    command: WalletCommand,
+    /// Where keys and ledger are [default: as for `hydra up`]
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+    /// Whose wallet
+    #[arg(long, value_name = "NAME", global = true, default_value = "wallet")]
+    wallet: String,
+    /// A file with the passphrase in its first line
+    #[arg(long, value_name = "FILE", global = true)]
+    passphrase_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum WalletCommand {
+    /// Make a key
+    New {
+        /// Put it under a passphrase
+        #[arg(long)]
+        protect: bool,
+    },
+    /// Show the public key: the address that others send to. With several wallets, all of them
+    Show,
+    /// What the wallet has, can spend, has earned and not vested, and has at stake
+    Balance {
+        /// Somebody else's wallet
+        key: Option<PublicKey>,
+    },
+    /// The latest transfers
+    History {
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        last: usize,
+    },
+    /// Send HYD to another wallet
+    Send {
+        /// Its public key
+        to: PublicKey,
+        /// How many HYD
+        #[arg(value_parser = hyd)]
+        amount: Amount,
+    },
+    /// Put HYD at stake: they are burned if work of this key is found false
+    Stake {
+        /// How many HYD
+        #[arg(value_parser = hyd)]
+        amount: Amount,
+    },
+    /// Take HYD out of the stake; they are back after a week
+    Unstake {
+        /// How many HYD
+        #[arg(value_parser = hyd)]
+        amount: Amount,
+    },
+    /// HYD for something outside of the ledger
+    #[command(subcommand)]
+    Offer(OfferCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum OfferCommand {
+    /// Hold HYD for whoever gives you what you agree on
+    Make {
+        /// How many HYD
+        #[arg(value_parser = hyd)]
+        amount: Amount,
+        /// Only this key may accept
+        #[arg(long, value_name = "KEY")]
+        to: Option<PublicKey>,
+        /// What you agree on; the ledger keeps its digest
+        #[arg(long, default_value = "")]
+        terms: String,
+        /// When the HYD go back to you
+        #[arg(long, value_name = "TIME", default_value = "7days", value_parser = humantime::parse_duration)]
+        expires: Duration,
+    },
+    /// Bind somebody's offer to you
+    Accept {
+        /// The offer
+        id: TransferId,
+    },
+    /// Let your accepted offer go, now that you have what you agreed on
+    Release {
+        /// The offer
+        id: TransferId,
+    },
+    /// Take back your offer while nobody has accepted it, or give back what you have accepted
+    Cancel {
+        /// The offer
+        id: TransferId,
+    },
+    /// All open offers
+    List,
+}
+
+fn hyd(text: &str) -> Result<Amount, String> {
+    let wrong = || "an amount is a decimal number of HYD with at most six places, such as 12.5".to_owned();
+    Amount::from_hyd_text(text).map_err(|_| wrong())
+}
+
+pub(super) fn run(args: &WalletArgs) -> Result<(), Failure> {
+    let folder = state_dir(args.state_dir.as_deref())?;
+    let mut teller = LocalTeller::new(&folder);
+    let order = |teller: &mut dyn Teller, action| order(args, &folder, teller, action);
+    match &args.command {
+        WalletCommand::New { protect } => new(args, &folder, *protect),
+        WalletCommand::Show => show(args, &folder),
+        WalletCommand::Balance { key } => balance(args, &folder, &mut teller, *key),
+        WalletCommand::History { last } => history(args, &folder, &mut teller, *last),
+        WalletCommand::Send { to, amount } => order(&mut teller, Action::Send { to: *to, amount: *amount }),
+        WalletCommand::Stake { amount } => order(&mut teller, Action::Stake { amount: *amount }),
+        WalletCommand::Unstake { amount } => order(&mut teller, Action::Unstake { amount: *amount }),
+        WalletCommand::Offer(command) => match command {
+            OfferCommand::Make { amount, to, terms, expires } => {
+                let (terms, expires) = (Digest::of(terms.as_bytes()), SystemClock.now() + *expires);
+                order(&mut teller, Action::Offer { amount: *amount, taker: *to, terms, expires })
+            }
+            OfferCommand::Accept { id } => order(&mut teller, Action::Accept { offer: *id }),
+            OfferCommand::Release { id } => order(&mut teller, Action::Release { offer: *id }),
+            OfferCommand::Cancel { id } => order(&mut teller, Action::Cancel { offer: *id }),
+            OfferCommand::List => offers(args, &mut teller),
+        },
+    }
+}
+
+fn key_file(args: &WalletArgs, folder: &Path) -> Result<KeyFile, Failure> {
+    let none = || format!("there is no wallet {:?} here; `hydra wallet new --wallet {0}` makes it", args.wallet);
+    Ok(StateDir::find_key(folder, &args.wallet)?.with_context(none)?)
+}
+
+fn keypair(args: &WalletArgs, folder: &Path) -> Result<Keypair, Failure> {
+    match key_file(args, folder)? {
+        KeyFile::Open(key) => Ok(key),
+        KeyFile::Locked(locked) => Ok(locked.open(&passphrase(args, false)?)?),
+    }
+}
+
+fn passphrase(args: &WalletArgs, new: bool) -> Result<String, Failure> {
+    if let Some(path) = &args.passphrase_file {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        return Ok(text.lines().next().unwrap_or_default().to_owned());
+    }
+    if let Ok(passphrase) = std::env::var("HYDRA_PASSPHRASE") {
+        return Ok(passphrase);
+    }
+    if !std::io::stdin().is_terminal() {
+        let missing = "the key is under a passphrase; give it with --passphrase-file or HYDRA_PASSPHRASE";
+        return Err(anyhow!(missing).into());
+    }
+    let passphrase = rpassword::prompt_password("Passphrase: ")?;
+    if new && rpassword::prompt_password("Once more: ")? != passphrase {
+        return Err(anyhow!("the two passphrases differ").into());
+    }
+    Ok(passphrase)
+}
+
+fn new(args: &WalletArgs, folder: &Path, protect: bool) -> Result<(), Failure> {
+    let passphrase = if protect { Some(passphrase(args, true)?) } else { None };
+    if passphrase.as_ref().is_some_and(String::is_empty) {
+        return Err(Failure::Usage(anyhow!("the passphrase is empty")));
+    }
+    std::fs::create_dir_all(folder)?;
+    let key = StateDir::make_key(folder, &args.wallet, passphrase.as_deref())?;
+    println!("{}", key.public());
+    Ok(())
+}
+
+fn show(args: &WalletArgs, folder: &Path) -> Result<(), Failure> {
+    if args.wallet != "wallet" || StateDir::find_key(folder, &args.wallet)?.is_some() {
+        println!("{}", key_file(args, folder)?.public());
+        return Ok(());
+    }
+    let names = StateDir::key_names(folder)?;
+    if names.is_empty() {
+        return Err(anyhow!("there is no wallet in {}; `hydra wallet new` makes one", folder.display()).into());
+    }
+    for name in names {
+        if let Some(key) = StateDir::find_key(folder, &name)? {
+            println!("{}  {name}", key.public());
+        }
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct BalanceSummary {
+    key: PublicKey,
+    balance: Balance,
+    spendable: Balance,
+    held: Balance,
+    unvested: Balance,
+    stake: Balance,
+}
+
+fn balance(args: &WalletArgs, folder: &Path, teller: &mut dyn Teller, key: Option<PublicKey>) -> Result<(), Failure> {
+    let key = match key {
+        Some(key) => key,
+        None => key_file(args, folder)?.public(),
+    };
+    let (wallet, stake): (Posts, Posts) = teller.posts(key)?;
+    let summary = BalanceSummary {
+        key,
+        balance: wallet.balance(),
+        spendable: wallet.available(),
+        held: Balance(wallet.debits_pending),
+        unvested: Balance(wallet.credits_pending),
+        stake: stake.balance(),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&summary)?);
+        return Ok(());
+    }
+    println!("  spendable   {}", summary.spendable);
+    println!("  held        {}", summary.held);
+    println!("  to come     {}   (pay that has not vested, offers accepted)", summary.unvested);
+    println!("  at stake    {}", summary.stake);
+    Ok(())
+}
+
+fn history(args: &WalletArgs, folder: &Path, teller: &mut dyn Teller, last: usize) -> Result<(), Failure> {
+    let key = key_file(args, folder)?.public();
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["number", "time", "what", "amount", "with"]);
+    for Entry { sequence, at, transfer, chain } in teller.history(key, last)? {
+        if args.json {
+            let line = serde_json::json!({ "sequence": sequence, "at": at, "transfer": transfer, "chain": chain });
+            println!("{line}");
+            continue;
+        }
+        let own = |account| account == Account::Wallet(key) || account == Account::Stake(key);
+        let (sign, other) = if own(transfer.debit) { ("−", transfer.credit) } else { ("+", transfer.debit) };
+        table.add_row([
+            sequence.to_string(),
+            date(at),
+            format!("{} ({})", transfer.purpose.name(), transfer.kind.name()),
+            format!("{sign}{}", transfer.amount),
+            other.to_string(),
+        ]);
+    }
+    if !args.json {
+        println!("{table}");
+    }
+    Ok(())
+}
+
+/// Signs an order, and has it done.
+fn order(args: &WalletArgs, folder: &Path, teller: &mut dyn Teller, action: Action) -> Result<(), Failure> {
+    let key = keypair(args, folder)?;
+    let now = SystemClock.now();
+    let mut random = [0; 8];
+    entropy(&mut random).context("the operating system gives no random numbers")?;
+    let order =
+        Order { id: TransferId::request(now, u64::from_le_bytes(random)), valid_until: now + ORDER_VALID, action };
+    let checked = CheckedOrder::check(&Signed::seal(&key, &order))?;
+    let answer = teller.ask(&Request::Order(checked))?;
+    let Answer::Done { id, sequence } = answer else {
+        return Err(anyhow!("the ledger answered something else").into());
+    };
+    if args.json {
+        println!("{}", serde_json::json!({ "id": id, "sequence": sequence }));
+    } else {
+        println!("done: {id}, number {sequence} of the ledger");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct OfferSummary {
+    id: TransferId,
+    maker: PublicKey,
+    amount: Amount,
+    taker: Option<PublicKey>,
+    accepted_by: Option<PublicKey>,
+    terms: Digest,
+    expires: Time,
+}
+
+fn offers(args: &WalletArgs, teller: &mut dyn Teller) -> Result<(), Failure> {
+    let Answer::Offers(offers) = teller.ask(&Request::Offers)? else {
+        return Err(anyhow!("the ledger answered something else").into());
+    };
+    for (id, offer) in offers {
+        let accepted_by = offer.accepted.map(|(taker, _)| taker);
+        if args.json {
+            let (maker, amount, taker) = (offer.maker, offer.amount, offer.taker);
+            let summary =
+                OfferSummary { id, maker, amount, taker, accepted_by, terms: offer.terms, expires: offer.expires };
+            println!("{}", serde_json::to_string(&summary)?);
+            continue;
+        }
+        let state = match (accepted_by, offer.taker) {
+            (Some(taker), _) => format!("accepted by {taker}"),
+            (None, Some(taker)) => format!("for {taker}"),
+            (None, None) => "for anybody".to_owned(),
+        };
+        println!("{id}  {}  by {}  {state}  until {}", offer.amount, offer.maker, date(offer.expires));
+    }
+    Ok(())
+}
