@@ -114,7 +114,7 @@ fn separate_processes_train_what_one_process_would() {
 
 #[test]
 fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
-    let rounds = ["--json", "--rounds", "12"];
+    let rounds = ["--json", "--rounds", "8"];
     let mut net = Net::new();
     let mut rng = Seed::from_number(7).rng();
     let mut coordinator = net.coordinator(&rounds);
@@ -137,4 +137,22 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
     }
     let summary = net.summary(coordinator);
     assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+}
+
+#[test]
+fn a_verifier_on_another_computer_does_the_verifying() {
+    let mut net = Net::new();
+    let mut show = Command::new(env!("CARGO_BIN_EXE_hydra"));
+    show.args(["verifier", "--coordinator", &net.url(), "--show-key", "--state-dir"]).arg(net.state("verifier"));
+    let key = String::from_utf8(show.output().unwrap().stdout).unwrap();
+    let rounds = ["--json", "--rounds", "2"];
+    let coordinator = net.coordinator(&[&rounds[..], &["--verifier", key.trim()]].concat());
+    let stranger = net.member("verifier", "stranger");
+    net.member("worker", "worker-1");
+    let verifier = net.member("verifier", "verifier");
+    let summary = net.summary(coordinator);
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    net.kill(stranger);
+    net.kill(verifier);
+    assert!(net.logs().contains("no verifier of this run"), "a stranger was let in:\n{}", net.logs());
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{Failure, device};
 use crate::compute::Compute;
-use crate::http::{Client, ClientError, Courier, News, RemoteBlobs, Throttle, api};
+use crate::http::{Client, Courier, News, RemoteBlobs, Throttle, api};
 use crate::model::BurnEngine;
 use crate::protocol::{Seed, WorkerReply, limits};
 use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, entropy};
@@ -63,11 +63,7 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
     };
     let folder = StateDir::open(&folder)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let client = Client::new(&args.coordinator, folder.key("worker")?, Arc::clone(&clock), args.tls_ca.as_deref());
-    let client = Arc::new(client.map_err(|error| match error {
-        ClientError::Address(_) => Failure::Usage(error.into()),
-        error => Failure::Other(error.into()),
-    })?);
+    let client = super::client(&args.coordinator, folder.key("worker")?, &clock, args.tls_ca.as_deref())?;
     eprintln!("  worker      {}", client.key().public());
     eprintln!("  coordinator {}", client.base());
     eprintln!("  state       {}", folder.path().display());
