@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 /// A coordinator in its own process, and what a caller needs to know of it.
 struct Site {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     child: Child,
     address: SocketAddr,
     session: SessionId,
@@ -58,7 +58,7 @@ impl Site {
         command.arg("--data").arg(&text).arg("--state-dir").arg(folder.path().join("state"));
         command.args(["--listen", &address.to_string()]).args(arguments);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut site = Self { _folder: folder, child, address, session: SessionId(Digest::of(b"")) };
+        let mut site = Self { folder, child, address, session: SessionId(Digest::of(b"")) };
         common::wait_for(|| TcpStream::connect(address).is_ok());
         let hello = site.get("/hydra/v1/hello").json();
         site.session = serde_json::from_value(hello["session"].clone()).unwrap();
@@ -82,7 +82,7 @@ impl Site {
     fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let mut text = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
-            text += &format!("{name}: {value}\r\n");
+            text = text + name + ": " + value + "\r\n";
         }
         self.raw(&[text.as_bytes(), b"connection: close\r\n\r\n", body].concat())
     }
@@ -231,7 +231,7 @@ fn forged_replayed_stale_and_foreign_calls_are_refused_by_name() {
     assert_eq!(site.signed(&key(1), "GET", "/hydra/v1/jobs", b"").code(), "forbidden");
 
     // The same call after a restart.
-    let state = site._folder.path().join("state");
+    let state = site.folder.path().join("state");
     let again = site.call("POST", path, body, 9);
     assert_eq!(send(&site, &again).status, 200);
     site.child.kill().unwrap();

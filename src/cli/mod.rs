@@ -2,6 +2,7 @@
 
 mod coordinator;
 mod generate;
+mod owner;
 mod progress;
 mod report;
 mod run;

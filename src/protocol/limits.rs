@@ -124,7 +124,7 @@ pub const HTTP_CALL_BYTES_MAX: usize = 4096;
 
 /// How far a caller's clock may be from the server's. Home computers without a time service are off by seconds; five
 /// minutes is what Kerberos settled on, but a nonce must be remembered for twice this long.
-pub const HTTP_CLOCK_SKEW: Duration = Duration::from_secs(120);
+pub const HTTP_CLOCK_SKEW: Duration = Duration::from_mins(2);
 
 /// Nonces that a server remembers: 40 bytes each. At the limit, calls are refused until old ones are forgotten; the
 /// rate limits keep honest use well below.
@@ -143,7 +143,7 @@ pub const HTTP_HEAD_WITHIN: Duration = Duration::from_secs(30);
 pub const HTTP_BUFFER_BYTES: usize = 8 * 1024;
 
 /// How long a client may take for a request's body: the largest piece of an upload at 0.3 Mbit/s.
-pub const HTTP_BODY_WITHIN: Duration = Duration::from_secs(120);
+pub const HTTP_BODY_WITHIN: Duration = Duration::from_mins(2);
 
 /// How long a request may wait for its answer: longer than any request is held open on purpose.
 pub const HTTP_ANSWER_WITHIN: Duration = Duration::from_secs(45);
@@ -190,3 +190,6 @@ pub struct Rate {
 
 /// How often a worker that has never reached its coordinator tries to.
 pub const REGISTER_AGAIN: Duration = Duration::from_secs(1);
+
+/// A command to a worker on its local socket: a word.
+pub const CONTROL_BYTES_MAX: u64 = 64;
