@@ -23,6 +23,8 @@ struct Net {
     folder: tempfile::TempDir,
     port: u16,
     children: Vec<Child>,
+    /// The certificate of a coordinator that speaks TLS.
+    certificate: Option<PathBuf>,
 }
 
 impl Net {
@@ -31,7 +33,7 @@ impl Net {
         std::fs::write(folder.path().join("text.txt"), common::text()).unwrap();
         // Free a moment ago, and the system hands out others first.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder, port, children: Vec::new() }
+        Self { folder, port, children: Vec::new(), certificate: None }
     }
 
     fn state(&self, name: &str) -> PathBuf {
@@ -39,7 +41,8 @@ impl Net {
     }
 
     fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     fn coordinator(&self, arguments: &[&str]) -> Child {
@@ -56,6 +59,9 @@ impl Net {
     fn member(&mut self, role: &str, name: &str) -> usize {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
         command.args([role, "--coordinator", &self.url()]).arg("--state-dir").arg(self.state(name));
+        if let Some(certificate) = &self.certificate {
+            command.arg("--tls-ca").arg(certificate);
+        }
         let log = std::fs::File::create(self.folder.path().join(format!("{name}.log"))).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.children.push(child);
@@ -70,7 +76,7 @@ impl Net {
     fn logs(&self) -> String {
         let logs = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
         let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-        logs.map(|path| format!("{}:\n{}\n", path.display(), std::fs::read_to_string(&path).unwrap())).collect()
+        logs.fold(String::new(), |all, path| all + &std::fs::read_to_string(&path).unwrap() + "\n")
     }
 
     /// Waits for a coordinator that was started with `--json`: its summary.
@@ -114,7 +120,7 @@ fn separate_processes_train_what_one_process_would() {
 
 #[test]
 fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
-    let rounds = ["--json", "--rounds", "12"];
+    let rounds = ["--json", "--rounds", "8"];
     let mut net = Net::new();
     let mut rng = Seed::from_number(7).rng();
     let mut coordinator = net.coordinator(&rounds);
@@ -137,4 +143,72 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
     }
     let summary = net.summary(coordinator);
     assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+}
+
+#[test]
+fn a_verifier_on_another_computer_does_the_verifying() {
+    let mut net = Net::new();
+    let mut show = Command::new(env!("CARGO_BIN_EXE_hydra"));
+    show.args(["verifier", "--coordinator", &net.url(), "--show-key", "--state-dir"]).arg(net.state("verifier"));
+    let key = String::from_utf8(show.output().unwrap().stdout).unwrap();
+    let rounds = ["--json", "--rounds", "2"];
+    let coordinator = net.coordinator(&[&rounds[..], &["--verifier", key.trim()]].concat());
+    let stranger = net.member("verifier", "stranger");
+    net.member("worker", "worker-1");
+    let verifier = net.member("verifier", "verifier");
+    let summary = net.summary(coordinator);
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    net.kill(stranger);
+    net.kill(verifier);
+    assert!(net.logs().contains("no verifier of this run"), "a stranger was let in:\n{}", net.logs());
+}
+
+#[test]
+fn a_coordinator_serves_tls_to_those_who_trust_its_certificate() {
+    let mut net = Net::new();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (net.state("certificate.pem"), net.state("key.pem"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let paths = ["--tls-cert", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    let rounds = ["--json", "--rounds", "1"];
+    let coordinator = net.coordinator(&[&rounds[..], &paths].concat());
+    net.certificate = Some(certificate.clone());
+    net.member("worker", "worker-1");
+    let summary = net.summary(coordinator);
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+}
+
+#[test]
+fn an_owner_pauses_resumes_and_finishes_a_worker() {
+    let mut net = Net::new();
+    let mut coordinator = net.coordinator(&["--json"]);
+    let worker = net.member("worker", "worker-1");
+    let state = net.state("worker-1");
+    let say = |command: &[&str]| {
+        let mut hydra = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        let output = hydra.arg("worker").args(command).arg("--state-dir").arg(&state).output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    let status = || serde_json::from_str::<Value>(&say(&["status", "--json"])?).ok();
+    common::wait_for(|| status().is_some_and(|status| status["handed_in"].as_u64() > Some(0)));
+    say(&["pause"]).unwrap();
+    let paused = status().unwrap();
+    assert_eq!((&paused["state"], &paused["why"]), (&"paused".into(), &"its owner paused it".into()));
+    std::thread::sleep(Duration::from_millis(300));
+    let before = status().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let after = status().unwrap();
+    assert_eq!((&before["steps"], &before["handed_in"]), (&after["steps"], &after["handed_in"]), "it went on");
+    say(&["resume"]).unwrap();
+    common::wait_for(|| status().is_some_and(|status| status["handed_in"].as_u64() > after["handed_in"].as_u64()));
+    say(&["finish"]).unwrap();
+    assert!(net.children[worker].wait().unwrap().success());
+    assert!(!state.join("result").exists(), "what it had finished is handed in");
+    assert!(say(&["status"]).is_none(), "nobody is there any more");
+    let terminated = Command::new("kill").args(["-TERM", &coordinator.id().to_string()]).status().unwrap();
+    assert!(terminated.success());
+    let began = hydra::runtime::Stopwatch::start();
+    assert!(coordinator.wait().unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(8));
 }

@@ -4,21 +4,27 @@ mod coordinator;
 mod device;
 mod generate;
 mod ledger;
+mod owner;
 mod progress;
 mod report;
 mod run;
 mod teller;
 mod up;
+mod verifier;
 mod wallet;
 mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use self::device::device;
+use crate::http::{Client, ClientError};
+use crate::protocol::Keypair;
+use crate::runtime::Clock;
 
 /// Trains one neural network on many computers, and pays for it.
 #[derive(Debug, Parser)]
@@ -44,6 +50,7 @@ enum Command {
     Up(Box<up::UpArgs>),
     Coordinator(Box<coordinator::CoordinatorArgs>),
     Worker(Box<worker::WorkerArgs>),
+    Verifier(verifier::VerifierArgs),
     Generate(generate::GenerateArgs),
     Device(device::DeviceArgs),
     Ledger(ledger::LedgerArgs),
@@ -73,6 +80,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Coordinator(args) => coordinator::run(&args),
         Command::Worker(args) => worker::run(&args),
+        Command::Verifier(args) => verifier::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Device(args) => device::run(&args),
         Command::Ledger(args) => ledger::run(&args),
@@ -106,6 +114,20 @@ fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let platform = directories::ProjectDirs::from("", "", "hydra");
     let platform = platform.context("this system has no data directory for you; name one with --state-dir")?;
     Ok(platform.data_dir().to_owned())
+}
+
+/// A client of the coordinator at `address`.
+fn client(
+    address: &str,
+    key: Keypair,
+    clock: &Arc<dyn Clock>,
+    authorities: Option<&Path>,
+) -> Result<Arc<Client>, Failure> {
+    match Client::new(address, key, Arc::clone(clock), authorities) {
+        Ok(client) => Ok(Arc::new(client)),
+        Err(error @ ClientError::Address(_)) => Err(Failure::Usage(error.into())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn cores() -> usize {

@@ -7,9 +7,10 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use tokio::sync::mpsc;
 
+use super::owner::{self, Allowance, Control, Owner, Schedule};
 use super::{Failure, device};
 use crate::compute::Compute;
-use crate::http::{Client, ClientError, Courier, News, RemoteBlobs, Throttle, api};
+use crate::http::{Client, Courier, News, RemoteBlobs, Throttle, api};
 use crate::model::BurnEngine;
 use crate::protocol::{Seed, WorkerReply, limits};
 use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, entropy};
@@ -20,16 +21,31 @@ use crate::worker::{self, Labour, Worker, WorkerPorts};
 ///
 /// Makes outbound HTTP connections only. Stop it whenever you like: finished work is kept and handed in the next time.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct WorkerArgs {
+    #[command(subcommand)]
+    control: Option<Control>,
     /// Where the coordinator is: http://host:port or https://host:port
-    #[arg(long, value_name = "URL")]
-    coordinator: String,
+    #[arg(long, value_name = "URL", required = true)]
+    coordinator: Option<String>,
     /// An invite token, where the coordinator wants one
     #[arg(long, value_name = "TOKEN")]
     invite: Option<String>,
     /// How many processor cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     cpus: Option<u16>,
+    /// Percent of the time to compute; in between, the processor rests [default: 100]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu_percent: Option<u8>,
+    /// Compute only between these times of day, in UTC: 22:00-07:00
+    #[arg(long, value_name = "FROM-UNTIL")]
+    schedule: Option<Schedule>,
+    /// Compute only while other programs leave the processor alone (Linux)
+    #[arg(long)]
+    idle_only: bool,
+    /// Compute on battery too (that it runs on battery is noticed on Linux only)
+    #[arg(long)]
+    on_battery: bool,
     /// Most kilobytes a second to send
     #[arg(long, value_name = "KB", value_parser = clap::value_parser!(u32).range(1..))]
     up_kbps: Option<u32>,
@@ -40,7 +56,7 @@ pub(super) struct WorkerArgs {
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
     /// Where the key and unfinished work are kept [default: a folder in the platform's data directory]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
     /// What to compute on: auto or ndarray
     #[arg(long, default_value = "auto")]
@@ -52,22 +68,22 @@ enum Heard {
     Note(Note),
     Reached,
     Trouble(String),
-    Finished,
+    Finished(&'static str),
 }
 
 pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
-    let device = device(&args.device)?;
     let folder = match &args.state_dir {
         Some(folder) => folder.clone(),
         None => super::state_dir(None)?.join("worker"),
     };
+    let Some(coordinator) = &args.coordinator else {
+        let control = args.control.as_ref().context("--coordinator is missing")?;
+        return owner::control(&folder, control);
+    };
+    let device = device(&args.device)?;
     let folder = StateDir::open(&folder)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let client = Client::new(&args.coordinator, folder.key("worker")?, Arc::clone(&clock), args.tls_ca.as_deref());
-    let client = Arc::new(client.map_err(|error| match error {
-        ClientError::Address(_) => Failure::Usage(error.into()),
-        error => Failure::Other(error.into()),
-    })?);
+    let client = super::client(coordinator, folder.key("worker")?, &clock, args.tls_ca.as_deref())?;
     eprintln!("  worker      {}", client.key().public());
     eprintln!("  coordinator {}", client.base());
     eprintln!("  state       {}", folder.path().display());
@@ -93,24 +109,32 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
     entropy(&mut random).context("the operating system gives no random numbers")?;
     let seed = Seed::from_number(u64::from_le_bytes(random));
     let (tell, mut heard) = mpsc::unbounded_channel();
-    let (watch, mut notes) = super::run::listen(|_| ());
+    let allowance = Allowance {
+        cpu_percent: args.cpu_percent,
+        schedule: args.schedule,
+        idle_only: args.idle_only,
+        on_battery: args.on_battery,
+    };
+    let owner = Arc::new(Owner::new(allowance, client.key().public(), client.base()));
+    let (watch, mut notes) = super::run::listen({
+        let owner = Arc::clone(&owner);
+        move |note| {
+            if let Note::Step { .. } = note {
+                owner.after_step();
+            }
+        }
+    });
     let system = super::run::system();
     let result: Result<(), Failure> = system.block_on(async {
         let mut stops = super::run::stop_signals()?;
+        owner::listen(folder.path(), Arc::clone(&owner))?;
         tokio::select! {
             biased;
             _ = stops.recv() => return Ok(()),
             registered = register(&client, args.invite.as_deref()) => registered?,
         }
-        let courier = Courier::new(Arc::clone(&client), seed.derive("courier", 0), move |news| {
-            let news = match news {
-                News::Answer(WorkerReply::Finished) => Heard::Finished,
-                News::Answer(_) => Heard::Reached,
-                News::Trouble(error) => Heard::Trouble(error.to_string()),
-            };
-            // Nobody hears it any more when the command is over.
-            let _ = tell.send(news);
-        });
+        let news = listener(Arc::clone(&owner), tell);
+        let courier = Courier::new(Arc::clone(&client), seed.derive("courier", 0), news);
         let ports = WorkerPorts {
             clock,
             compute,
@@ -120,44 +144,76 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
             watch,
         };
         let worker = Worker::new(Labour::new(&seed), client.key().clone(), ports).with_left(left).start();
-        let mut trouble: Option<String> = None;
-        let ended = loop {
-            let event = tokio::select! {
-                biased;
-                _ = stops.recv() => break Ok(()),
-                note = notes.recv() => note.map(Heard::Note),
-                event = heard.recv() => event,
-            };
-            match event {
-                None => break Err(anyhow!("the worker has stopped").into()),
-                Some(Heard::Finished) => {
-                    eprintln!("  the run is over");
-                    break Ok(());
-                }
-                Some(Heard::Note(Note::Fatal(error))) => break Err(anyhow!(error).into()),
-                Some(Heard::Note(Note::TaskFailed { error, .. })) => eprintln!("  a task failed: {error}"),
-                Some(Heard::Note(_)) => {}
-                Some(Heard::Reached) => {
-                    if trouble.take().is_some() {
-                        eprintln!("  the coordinator answers again");
-                    }
-                }
-                Some(Heard::Trouble(problem)) => {
-                    if trouble.as_ref() != Some(&problem) {
-                        eprintln!("  {problem}; trying again");
-                    }
-                    trouble = Some(problem);
-                }
-            }
-        };
+        let ended = follow(&mut stops, &mut notes, &mut heard).await;
         // An error says that it has stopped already.
         let _ = worker.send(worker::Event::Stop).await;
+        owner.stop();
         blobs.stop();
         ended
     });
     drop(system);
     network.shutdown_background();
     result
+}
+
+/// Tells owner and command what comes from the coordinator.
+fn listener(owner: Arc<Owner>, tell: mpsc::UnboundedSender<Heard>) -> impl Fn(News<'_>) -> bool + Send + Sync {
+    move |news| {
+        let heard = match news {
+            News::MayAsk if owner.is_finishing() => Heard::Finished("the last task is handed in"),
+            News::MayAsk => return owner.may_ask(),
+            News::Answer(reply) => {
+                owner.answered(reply);
+                if *reply == WorkerReply::Finished { Heard::Finished("the run is over") } else { Heard::Reached }
+            }
+            News::Trouble(error) => {
+                owner.trouble(error.to_string());
+                Heard::Trouble(error.to_string())
+            }
+        };
+        let go_on = !owner.is_finishing();
+        // Nobody hears it any more when the command is over.
+        let _ = tell.send(heard);
+        go_on
+    }
+}
+
+/// Tells people what happens, until the work is over or somebody stops it.
+async fn follow(
+    stops: &mut mpsc::Receiver<()>,
+    notes: &mut mpsc::UnboundedReceiver<Note>,
+    heard: &mut mpsc::UnboundedReceiver<Heard>,
+) -> Result<(), Failure> {
+    let mut trouble: Option<String> = None;
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = stops.recv() => return Ok(()),
+            note = notes.recv() => note.map(Heard::Note),
+            event = heard.recv() => event,
+        };
+        match event {
+            None => return Err(anyhow!("the worker has stopped").into()),
+            Some(Heard::Finished(why)) => {
+                eprintln!("  {why}");
+                return Ok(());
+            }
+            Some(Heard::Note(Note::Fatal(error))) => return Err(anyhow!(error).into()),
+            Some(Heard::Note(Note::TaskFailed { error, .. })) => eprintln!("  a task failed: {error}"),
+            Some(Heard::Note(_)) => {}
+            Some(Heard::Reached) => {
+                if trouble.take().is_some() {
+                    eprintln!("  the coordinator answers again");
+                }
+            }
+            Some(Heard::Trouble(problem)) => {
+                if trouble.as_ref() != Some(&problem) {
+                    eprintln!("  {problem}; trying again");
+                }
+                trouble = Some(problem);
+            }
+        }
+    }
 }
 
 /// Waits for the coordinator and asks to be admitted.

@@ -5,7 +5,7 @@ use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
 
 use super::RecordStore;
 use super::core::{Effect, Event, Rounds};
-use super::state::State;
+use super::state::{Record, State};
 use crate::compute::{AggregateJob, Compute, ComputeError};
 use crate::protocol::{Digest, Round, RunSpec, Signed, WorkerReply, limits};
 use crate::runtime::{self, Clock, Delivery, Executor, Note, Watch, Work, WorkKind};
@@ -22,6 +22,17 @@ impl Message for Event<ReplyTo> {
 pub struct Coordinator {
     core: Rounds<ReplyTo>,
     ports: CoordinatorPorts,
+    /// Not on disk yet.
+    records: Vec<Record>,
+    /// What waits for them to be.
+    held: Vec<Effect<ReplyTo>>,
+}
+
+/// Writes what the events so far have brought, and does what they want done.
+struct Flush;
+
+impl Message for Flush {
+    type Result = ();
 }
 
 /// Everything a coordinator reaches beyond itself.
@@ -46,38 +57,59 @@ impl Coordinator {
     /// A coordinator that begins, or goes on, when it is started.
     #[must_use]
     pub fn new(core: Rounds<ReplyTo>, ports: CoordinatorPorts) -> Self {
-        Self { core, ports }
+        Self { core, ports, records: Vec::new(), held: Vec::new() }
     }
 
+    /// Takes an event. Its effects wait until the records of all events that are in the mailbox by now are on disk:
+    /// one write for all of them, since a write takes as long as thousands of events.
     fn take(&mut self, event: Event<ReplyTo>, ctx: &mut Context<Self>) {
+        if self.held.is_empty() && self.records.is_empty() {
+            ctx.notify(Flush);
+        }
         for effect in self.core.step(self.ports.clock.now(), event) {
             match effect {
-                Effect::Persist(records) => {
-                    if let Err(error) = self.ports.store.append(&records) {
-                        // Nobody may hear of what is not on disk; what is on disk is enough to go on from.
-                        self.ports.watch.fatal(&error);
-                        return actix::ActorContext::stop(ctx);
-                    }
-                }
-                Effect::Reply { reply, body } => reply(body),
-                Effect::Judge(job) => runtime::send(ctx, &self.ports.verifier, verifier::Event::Judge(job)),
-                Effect::Pay { round, verdicts } => self.pay(round, verdicts, ctx),
-                Effect::Aggregate { round, base, momentum, updates } => {
-                    let job = AggregateJob { base, momentum, updates };
-                    self.compute(ctx, move |compute, spec| {
-                        let (model, momentum) = compute.aggregate(spec, &job)?;
-                        Ok(Event::Aggregated { round, model, momentum })
-                    });
-                }
-                Effect::Evaluate { round, model } => self.compute(ctx, move |compute, spec| {
-                    Ok(Event::Evaluated { round, loss: compute.evaluate(spec, &model)? })
-                }),
-                Effect::Forget(blobs) => self.forget(&blobs),
-                Effect::WakeAt(at) => {
-                    ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
-                }
-                Effect::Report(report) => self.ports.watch.note(Note::Coordinator(report)),
+                Effect::Persist(records) => self.records.extend(records),
+                effect => self.held.push(effect),
             }
+        }
+    }
+
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        let records = std::mem::take(&mut self.records);
+        if !records.is_empty()
+            && let Err(error) = self.ports.store.append(&records)
+        {
+            // Nobody may hear of what is not on disk; what is on disk is enough to go on from.
+            self.ports.watch.fatal(&error);
+            return actix::ActorContext::stop(ctx);
+        }
+        for effect in std::mem::take(&mut self.held) {
+            self.carry_out(effect, ctx);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect<ReplyTo>, ctx: &mut Context<Self>) {
+        match effect {
+            // Written already, before anything else.
+            Effect::Persist(_) => {}
+            Effect::Reply { reply, body } => reply(body),
+            Effect::Judge(job) => runtime::send(ctx, &self.ports.verifier, verifier::Event::Judge(job)),
+            Effect::Pay { round, verdicts } => self.pay(round, verdicts, ctx),
+            Effect::Aggregate { round, base, momentum, updates } => {
+                let job = AggregateJob { base, momentum, updates };
+                self.compute(ctx, move |compute, spec| {
+                    let (model, momentum) = compute.aggregate(spec, &job)?;
+                    Ok(Event::Aggregated { round, model, momentum })
+                });
+            }
+            Effect::Evaluate { round, model } => self.compute(ctx, move |compute, spec| {
+                Ok(Event::Evaluated { round, loss: compute.evaluate(spec, &model)? })
+            }),
+            Effect::Forget(blobs) => self.forget(&blobs),
+            Effect::WakeAt(at) => {
+                ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
+            }
+            Effect::Report(report) => self.ports.watch.note(Note::Coordinator(report)),
         }
     }
 
@@ -126,6 +158,14 @@ impl Handler<Event<ReplyTo>> for Coordinator {
 
     fn handle(&mut self, event: Event<ReplyTo>, ctx: &mut Self::Context) {
         self.take(event, ctx);
+    }
+}
+
+impl Handler<Flush> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, _: Flush, ctx: &mut Self::Context) {
+        self.flush(ctx);
     }
 }
 

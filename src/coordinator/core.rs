@@ -307,6 +307,14 @@ impl<R> Rounds<R> {
     }
 
     fn serve_parked(&mut self, now: Time) {
+        // With thousands of workers waiting, nearly every event finds nothing for any of them. The newest may have asked
+        // again for what it holds already.
+        let over = self.finished_rounds() && !self.state.closed;
+        let due = self.parked.first().is_some_and(|(.., until)| *until <= now);
+        let asked_again = self.parked.last().is_some_and(|(worker, ..)| self.holds(now, worker));
+        if !over && !due && !asked_again && !self.is_anything_free(now) {
+            return;
+        }
         for (worker, reply, until) in std::mem::take(&mut self.parked) {
             if self.finished_rounds() && !self.state.closed {
                 self.reply(reply, WorkerReply::Finished);
@@ -318,6 +326,16 @@ impl<R> Rounds<R> {
                 self.parked.push((worker, reply, until));
             }
         }
+    }
+
+    fn is_anything_free(&self, now: Time) -> bool {
+        let free = |slot: &Slot| slot.stage == Stage::Open && slot.leases.values().all(|deadline| *deadline <= now);
+        !self.state.closed && self.state.slots.iter().any(free)
+    }
+
+    fn holds(&self, now: Time, worker: &PublicKey) -> bool {
+        let held = |slot: &Slot| slot.leases.get(worker).is_some_and(|deadline| *deadline > now);
+        !self.state.closed && self.state.slots.iter().any(held)
     }
 
     /// The task that `worker` holds, or else the first that nobody does.

@@ -34,17 +34,19 @@ impl Backoff {
     }
 }
 
-/// What a courier hears.
+/// What a courier tells of, and asks.
 #[derive(Debug)]
 pub enum News<'a> {
+    /// A task is about to be asked for: whether it may be. Asked again until it may.
+    MayAsk,
     /// The coordinator has answered.
     Answer(&'a WorkerReply),
     /// It has not, or it refused; it will be asked again.
     Trouble(&'a ClientError),
 }
 
-/// Where news go. Called on the actors' thread.
-type Tell = Arc<dyn Fn(News<'_>) + Send + Sync>;
+/// Where news go. Called on the actors' thread. What it gives back matters for [`News::MayAsk`] only.
+type Tell = Arc<dyn Fn(News<'_>) -> bool + Send + Sync>;
 
 /// Stands for the coordinator in a worker's process: carries its requests there and the replies back.
 ///
@@ -60,7 +62,7 @@ pub struct Courier {
 
 impl Courier {
     /// A courier that calls with `client`; `seed` spreads its retries.
-    pub fn new(client: Arc<Client>, seed: Seed, tell: impl Fn(News<'_>) + Send + Sync + 'static) -> Self {
+    pub fn new(client: Arc<Client>, seed: Seed, tell: impl Fn(News<'_>) -> bool + Send + Sync + 'static) -> Self {
         Self { client, seed, carried: 0, under_way: None, tell: Arc::new(tell) }
     }
 }
@@ -108,6 +110,9 @@ async fn carry(
     mut backoff: Backoff,
     tell: Tell,
 ) -> WorkerReply {
+    while path == path::LEASE && !tell(News::MayAsk) {
+        tokio::time::sleep(PAUSE).await;
+    }
     loop {
         match client.post(path, &request).await {
             Ok(reply) => {
@@ -125,9 +130,6 @@ async fn carry(
     }
 }
 
-/// Hears of trouble with the coordinator, and of its end.
-type TellOfTrouble = Arc<dyn Fn(Option<&ClientError>) + Send + Sync>;
-
 /// Stands for the coordinator in a verifier's process: brings jobs, one at a time, and takes the verdicts back.
 pub struct JobCourier {
     client: Arc<Client>,
@@ -136,8 +138,11 @@ pub struct JobCourier {
     /// The job that the verifier is at.
     job: Option<Digest>,
     fetched: u64,
-    tell: TellOfTrouble,
+    tell: TellTrouble,
 }
+
+/// Where troubles go, and that they are over.
+type TellTrouble = Arc<dyn Fn(Option<&ClientError>) + Send + Sync>;
 
 struct Got(LentJob);
 

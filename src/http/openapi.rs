@@ -122,7 +122,7 @@ pub const ROUTES: &[Route] = &[
     post(path::KEYS, Caller::Admin, "Admit or block a key", Endpoint::Keys),
 ];
 
-/// The description of all routes, as OpenAPI 3.1.
+/// The description of all routes, in the form of `OpenAPI` 3.1.
 #[must_use]
 pub fn document() -> Value {
     let mut paths = serde_json::Map::new();

@@ -250,3 +250,6 @@ pub struct Rate {
 
 /// How often a worker that has never reached its coordinator tries to.
 pub const REGISTER_AGAIN: Duration = Duration::from_secs(1);
+
+/// A command to a worker on its local socket: a word.
+pub const CONTROL_BYTES_MAX: u64 = 64;

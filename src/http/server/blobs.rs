@@ -135,9 +135,9 @@ pub(super) async fn progress(site: &Arc<Site>, asked: &mut Asked) -> Result<Resp
 }
 
 pub(super) async fn upload(site: &Arc<Site>, asked: &mut Asked) -> Result<Response, ApiError> {
+    let (caller, piece) = asked.admitted(site, limits::HTTP_CHUNK_BYTES_MAX).await?;
     let digest = asked.digest()?;
     let (offset, length) = (asked.number("offset")?, asked.number("length")?);
-    let (caller, piece) = asked.admitted(site, limits::HTTP_CHUNK_BYTES_MAX).await?;
     let most = allowed(site, caller, digest).await?;
     if length > most {
         return Err(ApiError::TooLarge { limit: usize::try_from(most).unwrap_or(usize::MAX) });

@@ -33,14 +33,12 @@ pub(super) async fn take(site: &Site, asked: &mut Asked) -> Result<Response, Api
     };
     let (reply, job) = oneshot::channel();
     desk.try_send(TakeJob(reply)).map_err(|_| ApiError::Busy)?;
-    match tokio::time::timeout(LONG_POLL, job).await {
-        Ok(Ok(job)) => Ok(json(&job)),
-        _ => {
-            let mut response = Response::default();
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            Ok(response)
-        }
+    if let Ok(Ok(job)) = tokio::time::timeout(LONG_POLL, job).await {
+        return Ok(json(&job));
     }
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
 }
 
 pub(super) async fn verdicts(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {

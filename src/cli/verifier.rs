@@ -1,0 +1,116 @@
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::{Actor, AsyncContext};
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tokio::sync::mpsc;
+
+use super::{Failure, device};
+use crate::compute::Compute;
+use crate::http::{GiveUpJob, JobCourier, RemoteBlobs, Throttle};
+use crate::model::BurnEngine;
+use crate::protocol::Seed;
+use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, entropy};
+use crate::store::{Blobs, StateDir};
+use crate::verifier::{Audit, Verifier, VerifierPorts};
+
+/// Verify submissions for a coordinator on another computer
+///
+/// The coordinator must have been started with this verifier's public key (`--verifier KEY`), which is shown here.
+#[derive(Debug, Args)]
+pub(super) struct VerifierArgs {
+    /// Where the coordinator is: http://host:port or https://host:port
+    #[arg(long, value_name = "URL")]
+    coordinator: String,
+    /// Print the public key and do nothing else
+    #[arg(long)]
+    show_key: bool,
+    /// Certificates to trust besides the well-known ones, a PEM file
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Where the key is kept [default: a folder in the platform's data directory]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What to compute on: auto or ndarray
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+pub(super) fn run(args: &VerifierArgs) -> Result<(), Failure> {
+    let device = device(&args.device)?;
+    let folder = match &args.state_dir {
+        Some(folder) => folder.clone(),
+        None => super::state_dir(None)?.join("verifier"),
+    };
+    let folder = StateDir::open(&folder)?;
+    let key = folder.key("verifier")?;
+    if args.show_key {
+        println!("{}", key.public());
+        return Ok(());
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let client = super::client(&args.coordinator, key.clone(), &clock, args.tls_ca.as_deref())?;
+    eprintln!("  verifier    {}", key.public());
+    eprintln!("  coordinator {}", client.base());
+    // Transfers have a thread of their own, which outlives those that wait for them.
+    let network = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let blobs = Arc::new(RemoteBlobs::open(
+        Arc::clone(&client),
+        network.handle().clone(),
+        &StateDir::blobs(folder.path()),
+        clock,
+        Throttle::new(None),
+        Throttle::new(None),
+    )?);
+    let compute = Arc::new(Compute::new(Arc::new(BurnEngine::new(device)), Arc::clone(&blobs) as Arc<dyn Blobs>));
+    let executor: Rc<dyn Executor> = Rc::new(Threads::new(super::cores(), 1)?);
+    let mut random = [0; 8];
+    entropy(&mut random).context("the operating system gives no random numbers")?;
+    let seed = Seed::from_number(u64::from_le_bytes(random));
+
+    let (watch, mut notes) = super::run::listen(|_| ());
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let system = super::run::system();
+    let result: Result<(), Failure> = system.block_on(async {
+        let mut stops = super::run::stop_signals()?;
+        let courier = JobCourier::create(|ctx| {
+            let ports = VerifierPorts { compute, executor, watch, coordinator: ctx.address().recipient() };
+            let verifier = Verifier::new(Audit::new(key), ports).start();
+            JobCourier::new(client, seed, verifier.recipient(), move |error| {
+                // Nobody hears it any more when the command is over.
+                let _ = tell.send(error.map(ToString::to_string));
+            })
+        });
+        let mut trouble = None;
+        loop {
+            tokio::select! {
+                biased;
+                _ = stops.recv() => return Ok(()),
+                note = notes.recv() => match note {
+                    Some(Note::CheckFailed { error }) => {
+                        eprintln!("  a check could not be done: {error}");
+                        courier.do_send(GiveUpJob);
+                    }
+                    Some(Note::Fatal(error)) => return Err(anyhow!(error).into()),
+                    Some(_) => {}
+                    None => return Err(anyhow!("the verifier has stopped").into()),
+                },
+                news = heard.recv() => {
+                    let problem = news.flatten();
+                    match (&problem, &trouble) {
+                        (Some(new), _) if problem != trouble => eprintln!("  {new}; trying again"),
+                        (None, Some(_)) => eprintln!("  the coordinator answers again"),
+                        _ => {}
+                    }
+                    trouble = problem;
+                }
+            }
+        }
+    });
+    blobs.stop();
+    drop(system);
+    network.shutdown_background();
+    result
+}

@@ -1,0 +1,373 @@
+//! A coordinator that is called by strangers, fools and attackers: typed answers, bounded memory, and it goes on.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use data_encoding::BASE64URL_NOPAD as BASE64;
+use hydra::http::ROUTES;
+use hydra::protocol::{
+    Call, Commitment, Digest, Keypair, SessionId, Signed, Submission, TaskId, Time, WorkerRequest, wire,
+};
+use hydra::runtime::{Clock, SystemClock};
+use serde_json::{Value, json};
+
+/// A coordinator in its own process, and what a caller needs to know of it.
+struct Site {
+    folder: tempfile::TempDir,
+    child: Child,
+    address: SocketAddr,
+    session: SessionId,
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+fn key(n: u8) -> Keypair {
+    Keypair::from_secret(&[n; 32])
+}
+
+impl Site {
+    fn new(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let text = folder.path().join("text.txt");
+        std::fs::write(&text, common::text()).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        command.args(["coordinator", "--tasks", "2", "--inner-steps", "3", "--batch", "2", "--context", "16"]);
+        command.arg("--data").arg(&text).arg("--state-dir").arg(folder.path().join("state"));
+        command.args(["--listen", &address.to_string()]).args(arguments);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut site = Self { folder, child, address, session: SessionId(Digest::of(b"")) };
+        common::wait_for(|| TcpStream::connect(address).is_ok());
+        let hello = site.get("/hydra/v1/hello").json();
+        site.session = serde_json::from_value(hello["session"].clone()).unwrap();
+        site
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    /// Sends these bytes and reads the answer.
+    fn raw(&self, bytes: &[u8]) -> Answer {
+        let mut stream = self.connect();
+        // The server may have said no before it has heard everything.
+        let _ = stream.write_all(bytes);
+        read(&mut stream)
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n", body.len());
+        for (name, value) in headers {
+            text = text + name + ": " + value + "\r\n";
+        }
+        self.raw(&[text.as_bytes(), b"connection: close\r\n\r\n", body].concat())
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.request("GET", path, &[], b"")
+    }
+
+    fn call(&self, method: &str, path: &str, body: &[u8], nonce: u8) -> Call {
+        let (method, path, body) = (method.to_owned(), path.to_owned(), Digest::of(body));
+        Call { session: self.session, method, path, body, time: SystemClock.now(), nonce: [nonce; 16] }
+    }
+
+    /// A call that is signed as it should be.
+    fn signed(&self, key: &Keypair, method: &str, path: &str, body: &[u8]) -> Answer {
+        let mut call = self.call(method, path, body, 0);
+        hydra::runtime::entropy(&mut call.nonce).unwrap();
+        self.request(method, path, &[("authorization", &authorization(key, &call))], body)
+    }
+
+    fn worker(&self, key: &Keypair, path: &str, request: &WorkerRequest) -> Answer {
+        self.signed(key, "POST", path, &serde_json::to_vec(&Signed::seal(key, request)).unwrap())
+    }
+
+    fn lease(&self, key: &Keypair) -> hydra::protocol::Task {
+        let answer = self.worker(key, "/hydra/v1/lease", &WorkerRequest::Lease { tokens_per_second: 0 }).json();
+        serde_json::from_value(answer["Leased"]["task"].clone()).unwrap()
+    }
+
+    /// Memory of the process, in KiB: now, and at its highest.
+    fn memory(&self) -> (u64, u64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+
+    fn is_well(&self) -> bool {
+        self.get("/readyz").status == 200
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn authorization(key: &Keypair, call: &Call) -> String {
+    format!("Hydra {}", BASE64.encode(&wire::encode(&Signed::seal(key, call))))
+}
+
+fn read(stream: &mut TcpStream) -> Answer {
+    let mut reader = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).unwrap_or(0) == 0 {
+            break;
+        }
+    }
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let mut body = Vec::new();
+    if status != 0 && !head.contains("text/event-stream") {
+        match length {
+            Some(length) => drop(reader.take(length).read_to_end(&mut body)),
+            None => drop(reader.read_to_end(&mut body)),
+        }
+    }
+    Answer { status, head, body }
+}
+
+#[test]
+fn every_described_path_is_served_and_refuses_strangers_with_a_code() {
+    let site = Site::new(&[]);
+    let document = site.get("/openapi.json").json();
+    let zeros = "0".repeat(64);
+    let mut walked = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            walked += 1;
+            let answer = site.request(&method.to_uppercase(), &path.replace("{digest}", &zeros), &[], b"");
+            let name = format!("{method} {path}");
+            let head = method == "head";
+            if operation["security"].is_null() {
+                assert_eq!(answer.status, 200, "{name}");
+                let kind = operation["responses"]["200"]["content"].as_object().unwrap().keys().next().unwrap();
+                assert!(answer.head.to_lowercase().contains(kind.as_str()), "{name}: {}", answer.head);
+            } else if path.contains("/blobs/") && method != "put" {
+                assert!(answer.status == 404 && (head || answer.code() == "no_such_blob"), "{name}");
+            } else {
+                assert_eq!((answer.status, answer.code().as_str()), (401, "unsigned"), "{name}");
+            }
+        }
+    }
+    assert_eq!(walked, ROUTES.len());
+    assert_eq!(site.get("/hydra/v1/nothing").code(), "no_such_route");
+    assert_eq!(site.get("/hydra/v1/lease").code(), "no_such_method");
+    assert!(String::from_utf8(site.get("/metrics").body).unwrap().contains("hydra_http_requests_total"));
+    let status = site.get("/hydra/v1/status").json();
+    assert_eq!((status["round"].as_u64(), status["tasks"].as_u64()), (Some(0), Some(2)));
+}
+
+#[test]
+fn forged_replayed_stale_and_foreign_calls_are_refused_by_name() {
+    let mut site = Site::new(&[]);
+    let path = "/hydra/v1/heartbeat";
+    let body = br#"{"tokens_per_second":1}"#;
+    let send = |site: &Site, call: &Call| {
+        site.request("POST", path, &[("authorization", &authorization(&key(1), call))], body)
+    };
+    let good = site.call("POST", path, body, 1);
+    assert_eq!(send(&site, &good).status, 200);
+    assert_eq!(send(&site, &good).code(), "replayed");
+
+    let call = |change: &dyn Fn(&mut Call)| {
+        let mut call = site.call("POST", path, body, 2);
+        change(&mut call);
+        send(&site, &call)
+    };
+    assert_eq!(call(&|call| call.body = Digest::of(b"other")).code(), "bad_signature");
+    assert_eq!(call(&|call| call.path = "/hydra/v1/lease".into()).code(), "bad_signature");
+    assert_eq!(call(&|call| call.method = "PUT".into()).code(), "bad_signature");
+    let answer = call(&|call| call.session = SessionId(Digest::of(b"other")));
+    assert_eq!(answer.code(), "other_session");
+    assert_eq!(answer.json()["error"]["session"], json!(site.session));
+    let answer = call(&|call| call.time = Time(call.time.0 - 600_000));
+    assert_eq!(answer.code(), "clock_skew");
+    let off = answer.json()["error"]["off_ms"].as_i64().unwrap();
+    assert!((-601_000..=-600_000).contains(&off), "{off}");
+    assert!(answer.json()["error"]["time"].is_u64());
+
+    let mut forged = authorization(&key(1), &site.call("POST", path, body, 3)).into_bytes();
+    forged[60] ^= 1;
+    let forged = String::from_utf8(forged).unwrap();
+    assert_eq!(site.request("POST", path, &[("authorization", &forged)], body).code(), "bad_signature");
+
+    // A request in the body that is signed by somebody else, or belongs to another path.
+    let lease = serde_json::to_vec(&Signed::seal(&key(2), &WorkerRequest::Lease { tokens_per_second: 0 })).unwrap();
+    assert_eq!(site.signed(&key(1), "POST", "/hydra/v1/lease", &lease).code(), "forbidden");
+    assert_eq!(site.signed(&key(2), "POST", "/hydra/v1/submit", &lease).code(), "malformed");
+    assert_eq!(site.signed(&key(1), "POST", "/hydra/v1/admin/finish", b"").code(), "forbidden");
+    assert_eq!(site.signed(&key(1), "GET", "/hydra/v1/jobs", b"").code(), "forbidden");
+
+    // The same call after a restart.
+    let state = site.folder.path().join("state");
+    let again = site.call("POST", path, body, 9);
+    assert_eq!(send(&site, &again).status, 200);
+    site.child.kill().unwrap();
+    site.child.wait().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+    command.args(["coordinator", "--listen", &site.address.to_string()]).arg("--state-dir").arg(state);
+    site.child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    common::wait_for(|| TcpStream::connect(site.address).is_ok());
+    assert_eq!(send(&site, &again).code(), "other_session");
+}
+
+#[test]
+fn nobody_touches_tasks_uploads_or_blobs_that_are_not_theirs() {
+    let site = Site::new(&[]);
+    let (mine, thief) = (key(1), key(2));
+    let task = site.lease(&mine);
+    let payload = b"not really a payload".to_vec();
+    let digest = Digest::of(&payload);
+    let put = |who: &Keypair, offset: usize, length: usize, bytes: &[u8]| {
+        let path = format!("/hydra/v1/blobs/{digest}?offset={offset}&length={length}");
+        site.signed(who, "PUT", &path, bytes)
+    };
+    assert_eq!(put(&mine, 0, payload.len(), &payload).code(), "not_committed", "before the commitment");
+    let submission = Submission::new(task.id(), digest, vec![1.0; 3], task.tokens());
+    let commit = WorkerRequest::Commit(submission.commitment);
+    assert!(site.worker(&thief, "/hydra/v1/commit", &commit).json()["Refused"]["reason"] == "not_your_task");
+    assert!(site.worker(&mine, "/hydra/v1/commit", &commit).json()["Committed"].is_string());
+    assert_eq!(put(&thief, 0, payload.len(), &payload).code(), "not_committed");
+    assert_eq!(put(&mine, 0, 1 << 40, &payload).code(), "too_large");
+    assert_eq!(put(&mine, 7, payload.len(), &payload[7..]).code(), "offset");
+    assert_eq!(put(&mine, 0, payload.len(), &[0; 20]).code(), "upload_mismatch");
+    assert_eq!(put(&mine, 0, payload.len(), &payload[..9]).json()["received"], 9);
+    assert_eq!(put(&mine, 9, payload.len(), &payload[9..]).json()["complete"], true);
+    for who in [&mine, &thief] {
+        let read = site.signed(who, "GET", &format!("/hydra/v1/blobs/{digest}"), b"");
+        assert_eq!(read.code(), "no_such_blob", "payloads are for verifiers");
+    }
+    let other = WorkerRequest::Commit(Commitment { task: TaskId(Digest::of(b"no task")), ..submission.commitment });
+    assert!(site.worker(&mine, "/hydra/v1/commit", &other).json()["Refused"]["reason"] == "task_not_open");
+
+    // The model is for everybody, whole or in part.
+    let path = format!("/hydra/v1/blobs/{}", task.base);
+    let whole = site.get(&path);
+    assert_eq!(Digest::of(&whole.body), task.base);
+    assert!(whole.head.contains("immutable"));
+    let part = site.request("GET", &path, &[("range", "bytes=100-199")], b"");
+    assert_eq!((part.status, &part.body[..]), (206, &whole.body[100..200]));
+    assert_eq!(site.request("GET", &path, &[("range", "bytes=999999999-")], b"").code(), "range");
+    for path in ["..%2f..%2fhydra.db", "../../hydra.db", "..", "%00", &"a".repeat(64), &"A".repeat(64)] {
+        let answer = site.get(&format!("/hydra/v1/blobs/{path}"));
+        assert!(matches!(answer.code().as_str(), "malformed" | "no_such_blob" | "no_such_route"), "{path}");
+    }
+}
+
+#[test]
+fn floods_cost_little_and_stop_nothing() {
+    let site = Site::new(&[]);
+    let (before, _) = site.memory();
+
+    // A body of 10 GB announced; then one without a length, of which more comes than may.
+    let path = "/hydra/v1/lease";
+    let call = authorization(&key(1), &site.call("POST", path, b"", 1));
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {call}\r\n");
+    let announced = site.raw(format!("{head}content-length: 10000000000\r\n\r\n").as_bytes());
+    assert_eq!((announced.status, announced.code().as_str()), (413, "too_large"));
+    let mut endless = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
+    for _ in 0..40 {
+        endless.extend_from_slice(format!("10000\r\n{}\r\n", "x".repeat(0x10000)).as_bytes());
+    }
+    let answer = site.raw(&endless);
+    assert!(matches!(answer.status, 413 | 0), "{}", answer.status);
+    // Nothing is read of a body whose caller is not known.
+    let unsigned =
+        site.raw(format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000000\r\n\r\n").as_bytes());
+    assert_eq!(unsigned.code(), "unsigned");
+
+    // A head without end.
+    let answer = site.raw(&[b"GET /healthz HTTP/1.1\r\n".as_slice(), &b"x: y\r\n".repeat(50_000)].concat());
+    assert!(matches!(answer.status, 431 | 0), "{}", answer.status);
+
+    // Malformed bodies of a caller who signs them.
+    let deep = "[".repeat(30_000);
+    for body in ["", "{", "null", "[]", r#"{"signer":5}"#, &deep] {
+        let answer = site.signed(&key(1), "POST", path, body.as_bytes());
+        assert_eq!((answer.status, answer.code().as_str()), (400, "malformed"), "{body:.20}");
+    }
+
+    // Connections that say nothing, or little: one address gets so many and no more, others still get through.
+    let mut idle: Vec<TcpStream> = (0..600).filter_map(|_| TcpStream::connect(site.address).ok()).collect();
+    for stream in &mut idle {
+        let _ = stream.write_all(b"GET /heal");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let open = idle.iter().filter(|stream| {
+        stream.set_nonblocking(true).unwrap();
+        let mut stream: &TcpStream = stream;
+        matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    });
+    assert_eq!(open.count(), hydra::protocol::limits::HTTP_CONNECTIONS_PER_ADDRESS);
+    drop(idle);
+    common::wait_for(|| site.is_well());
+
+    // More calls than anybody needs.
+    let mut refused = 0;
+    for _ in 0..300 {
+        let answer = site.signed(&key(5), "POST", "/hydra/v1/heartbeat", br#"{"tokens_per_second":1}"#);
+        refused += u32::from(answer.code() == "too_many_calls" && answer.head.contains("retry-after"));
+    }
+    assert!(refused > 10, "{refused} of 300 calls were refused");
+    let (_, peak) = site.memory();
+    assert!(peak < before + 64 * 1024, "memory grew from {before} to {peak} KiB");
+    assert!(site.is_well());
+}
+
+#[test]
+fn only_the_admitted_take_part() {
+    let admin = key(9);
+    let admin_key = admin.public().to_string();
+    let site = Site::new(&["--admission", "invited", "--admin", &admin_key]);
+    let lease = |who: &Keypair| site.worker(who, "/hydra/v1/lease", &WorkerRequest::Lease { tokens_per_second: 0 });
+    assert_eq!(lease(&key(1)).code(), "not_admitted");
+    assert_eq!(site.signed(&key(1), "POST", "/hydra/v1/admin/invites", br#"{"uses":1}"#).code(), "forbidden");
+    let invite = site.signed(&admin, "POST", "/hydra/v1/admin/invites", br#"{"uses":1}"#).json();
+    let register = |who: &Keypair, invite: &Value| {
+        site.signed(who, "POST", "/hydra/v1/register", json!({ "invite": invite }).to_string().as_bytes())
+    };
+    assert_eq!(register(&key(1), &json!("guess")).code(), "not_admitted");
+    assert_eq!(register(&key(1), &invite["token"]).status, 200);
+    assert_eq!(register(&key(2), &invite["token"]).code(), "not_admitted", "used up");
+    assert_eq!(lease(&key(1)).status, 200);
+    let task: hydra::protocol::Task = serde_json::from_value(lease(&key(1)).json()["Leased"]["task"].clone()).unwrap();
+    let model = format!("/hydra/v1/blobs/{}", task.base);
+    assert_eq!(site.get(&model).code(), "unsigned");
+    assert_eq!(site.signed(&key(2), "GET", &model, b"").code(), "not_admitted");
+    assert_eq!(site.signed(&key(1), "GET", &model, b"").status, 200);
+    let block = json!({ "key": key(1).public(), "admitted": false }).to_string();
+    assert_eq!(site.signed(&admin, "POST", "/hydra/v1/admin/keys", block.as_bytes()).status, 200);
+    assert_eq!(lease(&key(1)).code(), "not_admitted");
+}
