@@ -219,11 +219,12 @@ fn summary(times: &mut [f64], seconds: f64) -> (f64, f64, f64) {
 /// Queries, each held and settled (four transfers), until there are so many rows. How fast that goes is shown on the way.
 async fn fill(ledger: &Addr<LedgerActor>, rows: usize) {
     let part = 500_000;
+    let wallets: Vec<PublicKey> = (0..WALLETS).map(|n| key(n).public()).collect();
     for _ in 0..rows.div_ceil(part) {
         let (now, first) = (SystemClock.now(), numbers(part));
         let mut requests = Vec::new();
         for n in 0..part / 4 {
-            let (query, wallet) = (TransferId::request(now, first + n as u64), key(n % WALLETS).public());
+            let (query, wallet) = (TransferId::request(now, first + n as u64), wallets[n % WALLETS]);
             let [held, cost] = [100, 40].map(|micro| Amount::from_micro(micro).unwrap());
             let expires = now + std::time::Duration::from_mins(50);
             requests.push(Request::Hold { id: query, wallet, amount: held, expires });

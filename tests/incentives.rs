@@ -26,15 +26,18 @@ struct World {
 }
 
 /// What is expected of a life of `tasks` tasks: pay, and pay less computing. `cheats` gives the probability that the task
-/// number `t` is cheated with `n` clean results.
-fn expected(world: World, tasks: usize, cheats: impl Fn(usize, usize) -> f64) -> (f64, f64) {
+/// number `t` is cheated with `n` clean results. `thrown_away`: the key is given up in the end, and what is unvested with
+/// it.
+fn expected(world: World, tasks: usize, thrown_away: bool, cheats: impl Fn(usize, usize) -> f64) -> (f64, f64) {
     let economy = economy();
+    let keep = economy.config().vesting_rewards as usize;
+    let lost = |n: usize| if thrown_away { n.min(keep) as f64 } else { 0.0 };
     // By the number of clean results, from the last task back to the first.
-    let mut after = vec![(0.0, 0.0); tasks + 2];
+    let mut after: Vec<(f64, f64)> = (0..tasks + 2).map(|n| (-lost(n), -lost(n))).collect();
     for t in (0..tasks).rev() {
         let value = |n: usize| {
             let caught = economy.audit_rate(n as u32).fraction() * world.detection;
-            let unvested = n.min(economy.config().vesting_rewards as usize) as f64;
+            let unvested = n.min(keep) as f64;
             let x = cheats(t, n);
             let (good, fresh) = (after[n + 1], after[0]);
             let each = |good: f64, fresh: f64, cost: f64| {
@@ -55,26 +58,25 @@ fn expected(world: World, tasks: usize, cheats: impl Fn(usize, usize) -> f64) ->
 fn strategies(world: World) -> Vec<(String, f64, f64)> {
     let mut all = Vec::new();
     let mut add = |name: String, (pay, profit): (f64, f64)| all.push((name, pay, profit));
-    add("honest".to_owned(), expected(world, TASKS, |_, _| 0.0));
+    add("honest".to_owned(), expected(world, TASKS, false, |_, _| 0.0));
     for x in [0.01, 0.1, 0.5, 1.0] {
-        add(format!("cheats at {:.0} % of its tasks", x * 100.0), expected(world, TASKS, |_, _| x));
+        add(format!("cheats at {:.0} % of its tasks", x * 100.0), expected(world, TASKS, false, |_, _| x));
     }
     for m in [10, 32, 100, 1_000] {
         let name = format!("is honest for {m} tasks, then cheats on");
-        add(name, expected(world, TASKS, |t, _| if t >= m { 1.0 } else { 0.0 }));
+        add(name, expected(world, TASKS, false, |t, _| if t >= m { 1.0 } else { 0.0 }));
         let name = format!("cheats whenever it has {m} clean results");
-        add(name, expected(world, TASKS, |_, n| if n >= m { 1.0 } else { 0.0 }));
+        add(name, expected(world, TASKS, false, |_, n| if n >= m { 1.0 } else { 0.0 }));
     }
     for keys in [10, 100] {
-        let (pay, profit) = expected(world, TASKS / keys, |_, _| 0.1);
+        let (pay, profit) = expected(world, TASKS / keys, false, |_, _| 0.1);
         add(format!("{keys} keys, each cheats at 10 %"), (keys as f64 * pay, keys as f64 * profit));
         // Each key does honest work as long as that is all there is to its name, then one piece of false work, and is
-        // thrown away: what is unvested goes with it, whether it was found out or not.
+        // thrown away before anybody can know.
         let life = TASKS / keys;
-        let forfeit = life.min(economy().config().vesting_rewards as usize) as f64;
-        let (pay, profit) = expected(world, life, |t, _| if t + 1 == life { 1.0 } else { 0.0 });
+        let (pay, profit) = expected(world, life, true, |t, _| if t + 1 == life { 1.0 } else { 0.0 });
         let name = format!("a new key every {life} tasks, the last of which it cheats");
-        add(name, (keys as f64 * (pay - forfeit), keys as f64 * (profit - forfeit)));
+        add(name, (keys as f64 * pay, keys as f64 * profit));
     }
     all
 }

@@ -211,13 +211,12 @@ fn check_proof(file: &Path, key: PublicKey) -> Result<(), Failure> {
     let Head { size, at, .. } = proof.check(key)?;
     let by = format!("in the ledger that {} signed with {} transfers at {}", key.short(), thousands(size), date(at));
     match proof {
-        Proof::Inclusion { sequence, transfer: Transfer { id, debit, credit, amount, kind, purpose }, at, .. } => {
+        Proof::Inclusion { sequence, transfer, at, .. } => {
+            let Transfer { id, debit, credit, amount, kind, purpose } = transfer;
+            let (kind, purpose, at) = (kind.name(), purpose.name(), date(at));
             println!(
-                "proved: transfer {id}, number {sequence}, {} of {amount} from {debit} to {credit} ({}) at {}, is {by}",
-                kind.name(),
-                purpose.name(),
-                date(at)
-            )
+                "proved: transfer {id}, number {sequence}, {kind} of {amount} from {debit} to {credit} ({purpose}) at {at}, is {by}"
+            );
         }
         Proof::Consistency { earlier, .. } => {
             let (_, earlier) = earlier.open::<Head>()?;

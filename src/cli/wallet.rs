@@ -22,7 +22,7 @@ const ORDER_VALID: Duration = Duration::from_mins(10);
 /// Keys, balances, transfers and offers
 ///
 /// A wallet is a key in the state directory, by name; the workers of `hydra up` are called worker-1, worker-2 and so on.
-/// A passphrase is asked for, or taken from the file of --passphrase-file or the variable HYDRA_PASSPHRASE.
+/// A passphrase is asked for, or taken from the file of --passphrase-file or the variable `HYDRA_PASSPHRASE`.
 #[derive(Debug, Args)]
 pub(super) struct WalletArgs {
     #[command(subcommand)]

@@ -407,6 +407,8 @@ fn an_offer_is_held_until_it_is_let_go_given_back_or_over() {
 
     // Given back by whoever accepted it.
     let (id, n) = make(&mut ledger, &mut store, None);
+    let own = ask(&mut ledger, &mut store, &order(maker, n + 3, Action::Accept { offer: id })).unwrap_err();
+    assert_eq!(own.code(), "offer_closed", "open to anybody else");
     let mut act = |ledger: &mut Ledger, who, n, action| ask(ledger, &mut store, &order(who, n, action)).unwrap();
     act(&mut ledger, other, n + 1, Action::Accept { offer: id });
     act(&mut ledger, other, n + 2, Action::Cancel { offer: id });
