@@ -142,22 +142,19 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let blobs = Arc::new(FolderBlobs::open(&StateDir::blobs(folder.path()))?);
     let compute = Arc::new(Compute::new(Arc::new(engine), Arc::clone(&blobs) as Arc<dyn Blobs>));
 
-    let (spec, records) = match store.load()? {
-        Some((spec, records)) => {
-            args.check_against(&spec)?;
-            args.check_memory(&spec, device)?;
-            if let Some(data) = &given {
-                let manifest = data.corpus.store(|_| Ok::<_, Failure>(()))?;
-                if Digest::of(&manifest.encode()) != spec.dataset {
-                    return Err(conflict("--data", "other text"));
-                }
+    let (spec, records) = if let Some((spec, records)) = store.load()? {
+        args.check_against(&spec)?;
+        args.check_memory(&spec, device)?;
+        if let Some(data) = &given {
+            let manifest = data.corpus.store(|_| Ok::<_, Failure>(()))?;
+            if Digest::of(&manifest.encode()) != spec.dataset {
+                return Err(conflict("--data", "other text"));
             }
-            (spec, records)
         }
-        None => {
-            args.check_memory(&draft, device)?;
-            create(args, draft, given, &mut store, &compute)?
-        }
+        (spec, records)
+    } else {
+        args.check_memory(&draft, device)?;
+        create(args, draft, given, &mut store, &compute)?
     };
     let state = State::replay(spec, records);
     // Found now, a damaged model costs nobody any work.

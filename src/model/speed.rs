@@ -1,7 +1,6 @@
 //! What a device achieves: the time of a training step, and how near that is to the device's matrix products.
-#![expect(clippy::disallowed_methods, reason = "measuring speed is keeping time, and is no input of anything")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::{Tensor, TensorData};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -13,6 +12,7 @@ use super::memory::{Need, peak_resident, reset_peak};
 use super::presets::Recipe;
 use super::weights::download;
 use crate::protocol::{InnerOptimizer, ModelSpec, Seed, VOCABULARY};
+use crate::runtime::Stopwatch;
 use crate::training::{Batch, Engine, EngineError, Params};
 
 /// How long steps are measured, at least, and how many there are, at least.
@@ -74,9 +74,9 @@ pub fn measure(choice: DeviceChoice, recipe: &Recipe, optimizer: &InnerOptimizer
     for _ in 0..WARM_UP {
         session.step(&batch, 1e-3)?;
     }
-    let (begun, mut steps) = (Instant::now(), Vec::new());
+    let (begun, mut steps) = (Stopwatch::start(), Vec::new());
     while steps.len() < MEASURED.1 || begun.elapsed() < MEASURED.0 {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         session.step(&batch, 1e-3)?;
         steps.push(start.elapsed());
     }
@@ -103,7 +103,7 @@ pub fn gemm_flops(choice: DeviceChoice) -> Result<f64, EngineError> {
     let best = |flops: usize, mut run: Box<dyn FnMut() -> Result<(), EngineError>>| {
         let mut least = Duration::MAX;
         for _ in 0..12 {
-            let start = Instant::now();
+            let start = Stopwatch::start();
             run()?;
             least = least.min(start.elapsed());
         }
