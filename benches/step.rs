@@ -24,7 +24,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Turns of each.
-const TURNS: usize = 7;
+const TURNS: usize = 5;
 
 /// How long a turn takes, about.
 const TURN: Duration = Duration::from_millis(400);

@@ -207,10 +207,8 @@ pub(super) fn fits(
 
 /// The device that a `--device` asks for; for `auto`, the fastest.
 pub(super) fn device(name: &str) -> Result<DeviceChoice, Failure> {
-    match name.parse().map_err(|error: crate::model::DeviceError| Failure::Usage(error.into()))? {
-        DeviceChoice::Auto => Ok(fastest()),
-        choice => Ok(choice),
-    }
+    let choice = name.parse().map_err(|error: crate::model::DeviceError| Failure::Usage(error.into()))?;
+    Ok(if choice == DeviceChoice::Auto { fastest() } else { choice })
 }
 
 /// What was found out about the devices of a machine, kept for the next time.

@@ -91,10 +91,6 @@ fn twenty_steps_stay_near_the_reference() {
         for device in devices() {
             let (losses, change) = change(&engine(device), &optimizer, 20);
             let distance = distance(&change, &expected);
-            println!(
-                "{device:?}, {}: {distance:.1e}",
-                if matches!(optimizer, InnerOptimizer::Muon(..)) { "Muon" } else { "AdamW" }
-            );
             assert!(distance < 1e-3, "{device:?}, {optimizer:?}: {distance}");
             for (loss, expected) in losses.iter().zip(&expected_losses) {
                 assert!((loss - expected).abs() < 1e-4 * expected, "{device:?}, {optimizer:?}: {loss} {expected}");

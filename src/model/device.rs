@@ -124,11 +124,15 @@ impl DeviceChoice {
 
     /// Whether it computes in the memory of the processor.
     pub(super) fn is_processor(self) -> bool {
-        #[cfg(feature = "tch")]
-        if matches!(self, Self::Cuda(_) | Self::Mps) {
-            return false;
+        match self {
+            Self::Auto | Self::NdArray => true,
+            #[cfg(feature = "flex")]
+            Self::Flex => true,
+            #[cfg(feature = "tch")]
+            Self::TchCpu => true,
+            #[cfg(feature = "tch")]
+            Self::Cuda(_) | Self::Mps => false,
         }
-        true
     }
 
     /// Whether it is computed by operations of our own altogether, optimiser included.
@@ -165,9 +169,10 @@ impl DeviceChoice {
 
     /// Tells a library with threads of its own to use as many as the current rayon pool has.
     pub(super) fn share_threads(self) {
-        #[cfg(feature = "tch")]
-        if self == Self::TchCpu {
-            tch::set_num_threads(i32::try_from(rayon::current_num_threads()).unwrap_or(i32::MAX));
+        match self {
+            #[cfg(feature = "tch")]
+            Self::TchCpu => tch::set_num_threads(i32::try_from(rayon::current_num_threads()).unwrap_or(i32::MAX)),
+            _ => {}
         }
     }
 }

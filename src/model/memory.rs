@@ -82,7 +82,7 @@ impl Need {
         // Operation by operation everything is kept, and the optimiser's intermediates are as large as its largest
         // group of weights, a block or the embedding.
         let group = (parameters / layers).max(vocabulary * width);
-        let kept = layers * (26 * width + 8 * hidden + 7 * heads * context);
+        let kept = layers * (18 * width + 5 * hidden + 5 * heads * context);
         let once = 8 * width + 5 * vocabulary;
         Self { state: (6 * parameters + 8 * group + orthogonal) * NUMBER, sequence: context * (kept + once) * NUMBER }
     }

@@ -113,21 +113,18 @@ impl Optimizer for Plain {
             };
             let updates: Vec<Update> =
                 group.parts.iter().map(|part| Update::of(part, &self.optimizer, self.steps, rate)).collect();
-            next.push(match whole(&updates) {
+            next.push(if let Some(update) = whole(&updates) {
                 // Few operations on much at a time: what starting one costs is most of a small model's step.
-                Some(update) => {
-                    let keep = state.keep(group, &updates, &weight);
-                    update.adamw(weight * keep, gradient, &mut state.moments[0])
-                }
-                None => {
-                    let parts =
-                        group.parts.iter().zip(updates).zip(&mut state.moments).map(|((part, update), moments)| {
-                            let [weight, gradient] =
-                                [&weight, &gradient].map(|tensor| tensor.clone().slice([part.range.clone()]));
-                            update.part(part, weight, gradient, moments)
-                        });
-                    Tensor::cat(parts.collect(), 0)
-                }
+                let keep = state.keep(group, &updates, &weight);
+                update.adamw(weight * keep, gradient, &mut state.moments[0])
+            } else {
+                let parts = group.parts.iter().zip(updates).zip(&mut state.moments);
+                let parts = parts.map(|((part, update), moments)| {
+                    let [weight, gradient] =
+                        [&weight, &gradient].map(|tensor| tensor.clone().slice([part.range.clone()]));
+                    update.part(part, weight, gradient, moments)
+                });
+                Tensor::cat(parts.collect(), 0)
             });
         }
         Ok(next)

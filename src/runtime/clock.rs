@@ -20,7 +20,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// How long something takes, for people to read. Nothing is decided by it.
+/// How long something takes, for people to read and to choose a device by. Nothing that a run computes follows from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(Instant);
 
