@@ -272,8 +272,9 @@ fn insert_entries(transaction: &Transaction, entries: &[Entry]) -> Result<(), St
 }
 
 fn upsert_accounts(transaction: &Transaction, accounts: &BTreeMap<Account, Posts>) -> Result<(), StoreError> {
-    let upsert = "INSERT OR REPLACE INTO accounts (account, debits, credits, debits_pending, credits_pending)
-                  VALUES (?1, ?2, ?3, ?4, ?5)";
+    let upsert = "INSERT INTO accounts (account, debits, credits, debits_pending, credits_pending)
+                  VALUES (?1, ?2, ?3, ?4, ?5)
+                  ON CONFLICT DO UPDATE SET debits = ?2, credits = ?3, debits_pending = ?4, credits_pending = ?5";
     let mut statement = transaction.prepare_cached(upsert)?;
     for (account, posts) in accounts {
         let Posts { debits, credits, debits_pending, credits_pending } = posts;
