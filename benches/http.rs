@@ -142,6 +142,7 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
 
 fn clients(address: SocketAddr, workers: u32, blob: &Digest, file: &std::path::Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let before = resident();
     let everybody: Vec<Arc<Client>> = (0..workers)
         .map(|n| {
             let key = Keypair::from_secret(Seed::from_number(5).derive("worker", u64::from(n)).as_bytes());
@@ -171,10 +172,12 @@ fn clients(address: SocketAddr, workers: u32, blob: &Digest, file: &std::path::P
         at(0.99),
     );
 
-    let before = resident();
     let waiting = wait_for_work(&everybody, &runtime);
     let each = resident().saturating_sub(before) as f64 / waiting.len() as f64;
-    println!("{} workers wait for work: {each:.0} KiB each, both ends of the connection", waiting.len());
+    println!(
+        "{} workers wait for work: {each:.0} KiB each, with both ends of the connection and the client's TLS settings",
+        waiting.len()
+    );
     drop(waiting);
 
     let plain = plain_server(file)?;
@@ -255,7 +258,8 @@ fn resident() -> u64 {
 fn download(address: SocketAddr, path: &str) -> Result<f64> {
     let began = Instant::now();
     let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    // All at once: a server that closes with something unread resets the connection.
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut buffer = vec![0; 1 << 18];
     let mut total = 0;
     loop {

@@ -343,16 +343,19 @@ impl<R> Rounds<R> {
         if self.state.closed {
             return None;
         }
-        let open = |slot: &&Slot| slot.stage == Stage::Open && !slot.shut_out.contains(&worker);
-        let live = |slot: &Slot, who: &dyn Fn(&PublicKey) -> bool| {
-            slot.leases.iter().any(|(holder, deadline)| who(holder) && *deadline > now)
-        };
-        let slots = || self.state.slots.iter().filter(open);
-        if let Some(held) = slots().find(|slot| live(slot, &|holder| *holder == worker)) {
-            let deadline = held.leases.get(&worker).copied().unwrap_or(now);
-            return Some(Lease { task: held.task.clone(), deadline });
+        let mut free = None;
+        for slot in &self.state.slots {
+            if slot.stage != Stage::Open || slot.shut_out.contains(&worker) {
+                continue;
+            }
+            if let Some(deadline) = slot.leases.get(&worker).filter(|deadline| **deadline > now) {
+                return Some(Lease { task: slot.task.clone(), deadline: *deadline });
+            }
+            if free.is_none() && slot.leases.values().all(|deadline| *deadline <= now) {
+                free = Some(slot);
+            }
         }
-        let free = slots().find(|slot| !live(slot, &|_| true))?;
+        let free = free?;
         let lease = Lease { task: free.task.clone(), deadline: now + self.state.spec.timing.lease };
         self.record(Record::Leased { index: lease.task.index, worker, deadline: lease.deadline });
         Some(lease)
@@ -363,7 +366,7 @@ impl<R> Rounds<R> {
         if self.state.closed {
             return Err(RefusalReason::TaskNotOpen);
         }
-        let slot = self.state.slots.iter().find(|slot| slot.id == task).ok_or(RefusalReason::TaskNotOpen)?;
+        let slot = self.state.slot(&task).ok_or(RefusalReason::TaskNotOpen)?;
         if slot.shut_out.contains(&worker) {
             Err(RefusalReason::RejectedBefore)
         } else if slot.leases.contains_key(&worker) {
@@ -457,7 +460,7 @@ impl<R> Rounds<R> {
         if !self.verifiers.contains(&verifier) || self.state.closed {
             return;
         }
-        let Some(slot) = self.state.slots.iter().find(|slot| slot.id == verdict.task) else { return };
+        let Some(slot) = self.state.slot(&verdict.task) else { return };
         if slot.stage.worker() != Some(verdict.worker) || slot.stage.payload() != Some(verdict.payload) {
             return;
         }
@@ -490,19 +493,17 @@ impl<R> Rounds<R> {
 
     /// Moves the open round on as far as it goes: compare what is admitted, close, or wait on.
     fn advance(&mut self, now: Time) {
-        if self.state.closed {
+        // The cheapest first: this runs for every event, and nearly always something is still being judged.
+        let submitted = |slot: &Slot| matches!(slot.stage, Stage::Submitted { .. });
+        if self.state.closed || self.judging || self.state.slots.iter().any(submitted) {
             return;
         }
         let count = |wanted: fn(&Stage) -> bool| self.state.slots.iter().filter(|slot| wanted(&slot.stage)).count();
         let open = count(|stage| *stage == Stage::Open);
-        let submitted = count(|stage| matches!(stage, Stage::Submitted { .. }));
         let admitted = count(|stage| matches!(stage, Stage::Admitted { .. }));
         let accepted = count(|stage| matches!(stage, Stage::Accepted { .. }));
         let due = now >= self.deadline();
         let enough = accepted + admitted >= self.state.spec.quorum();
-        if submitted > 0 || self.judging {
-            return;
-        }
         if admitted > 0 && (open == 0 || (due && enough)) {
             self.judge_statistics();
         } else if admitted == 0 && (open == 0 || (due && enough)) {
@@ -568,6 +569,11 @@ impl<R> Rounds<R> {
     /// Asks to be woken when the next deadline passes: of a lease that somebody else may take over, of the round, of
     /// a request that is held open, of an answer that is owed.
     fn plan_wake(&mut self, now: Time) {
+        // Whatever has come up since the last plan is due later than this, but for the round's end.
+        let soonest = now + LONG_POLL.min(ASK_AGAIN).min(self.state.spec.timing.lease);
+        if self.wake_at.is_some_and(|at| at > now && at <= soonest && at <= self.deadline()) {
+            return;
+        }
         let leases = self
             .state
             .slots
@@ -575,12 +581,16 @@ impl<R> Rounds<R> {
             .filter(|slot| slot.stage == Stage::Open)
             .flat_map(|slot| slot.leases.values().copied())
             .filter(|deadline| *deadline > now);
+        // Once it is past, a verdict is waited for, or the next deadline.
         let round = (!self.state.closed && !self.finished_rounds()).then(|| self.deadline());
+        let round = round.filter(|deadline| *deadline > now);
         let parked = self.parked.iter().map(|(.., until)| *until);
         let submitted = |slot: &Slot| matches!(slot.stage, Stage::Submitted { .. });
         let owed = self.judging || !self.state.unpaid.is_empty() || self.state.slots.iter().any(submitted);
         let again = owed.then(|| self.asked.max(now) + ASK_AGAIN);
         let next = leases.chain(round).chain(parked).chain(again).min();
+        // Never far ahead, so that there is a plan that most events need not look beyond.
+        let next = next.map(|next| next.min(now + LONG_POLL));
         if let Some(next) = next
             && self.wake_at.is_none_or(|planned| next < planned)
         {

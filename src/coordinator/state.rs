@@ -110,6 +110,8 @@ pub struct State {
     pub(super) opened: Time,
     pub(super) closed: bool,
     pub(super) slots: Vec<Slot>,
+    /// Where in `slots` each task is.
+    places: BTreeMap<TaskId, usize>,
     pub(super) commitments: u32,
     pub(super) unpaid: BTreeMap<Round, Vec<Signed>>,
     pub(super) lineage: Vec<BaseModel>,
@@ -196,6 +198,7 @@ impl State {
             opened: Time(0),
             closed: true,
             slots: Vec::new(),
+            places: BTreeMap::new(),
             commitments: 0,
             unpaid: BTreeMap::new(),
             lineage: Vec::new(),
@@ -317,6 +320,12 @@ impl State {
                 }
             })
             .collect();
+        self.places = self.slots.iter().enumerate().map(|(place, slot)| (slot.id, place)).collect();
+    }
+
+    /// The open round's task with this id.
+    pub(super) fn slot(&self, task: &TaskId) -> Option<&Slot> {
+        self.slots.get(*self.places.get(task)?)
     }
 
     fn close(&mut self) {

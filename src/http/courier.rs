@@ -80,7 +80,7 @@ impl Handler<coordinator::Event<ReplyTo>> for Courier {
 
     fn handle(&mut self, event: coordinator::Event<ReplyTo>, ctx: &mut Self::Context) {
         let coordinator::Event::Request { request, reply } = event else { return };
-        let Ok((_, content)) = request.open::<WorkerRequest>() else { return };
+        let Ok(content) = request.claimed_message::<WorkerRequest>() else { return };
         let path = match content {
             WorkerRequest::Lease { .. } => path::LEASE,
             WorkerRequest::Commit(_) => path::COMMIT,

@@ -161,6 +161,11 @@ impl Signed {
         Ok((self.signer, wire::decode(&self.body, limits::MESSAGE_BYTES_MAX)?))
     }
 
+    /// The message, whoever wrote it: to see where it belongs. Not checked: whoever acts on it uses [`Signed::open`].
+    pub fn claimed_message<M: Message>(&self) -> Result<M, wire::WireError> {
+        wire::decode(&self.body, limits::MESSAGE_BYTES_MAX)
+    }
+
     /// The key that the message claims to be from. Not checked: use [`Signed::open`] before believing it.
     #[must_use]
     pub fn claimed_signer(&self) -> PublicKey {
