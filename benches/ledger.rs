@@ -2,7 +2,8 @@
 //! with 1 000 in flight (signatures are checked where orders come in, which is not counted): over twenty times what one
 //! commit a transfer allows, and ten times what PostgreSQL does with as many in flight.
 //!
-//! `cargo bench --profile dev --bench ledger [-- rows N]`: with `rows` the ledger is filled to N transfers and measured again. PostgreSQL takes
+//! `cargo bench --profile dev --bench ledger [-- rows N]`: with `rows`, the ledger is filled to N transfers and measured
+//! again. PostgreSQL takes
 //! part where its programs are installed (Debian: `postgresql`): a new cluster with default settings but for the number of
 //! connections, one prepared call a transfer through pgbench, which does what the ledger does in SQL: two balances, the
 //! check of the one, a row under a unique id.
