@@ -68,9 +68,9 @@ proptest! {
             let (ours, theirs) = (&one.1[tensor.range()], &plain.1[tensor.range()]);
             // Narrow models are badly conditioned (a norm of two small numbers), and a tensor's whole gradient may be
             // what is left when larger terms cancel: so more is allowed where plain operations on weights that differ
-            // by one rounding differ more.
+            // by one rounding differ more. One such nudge is a small sample of what rounding can do, hence the factor.
             let rounding = difference(&nudged.1[tensor.range()], theirs);
-            let bound = 2e-5 * norm(theirs.iter().copied()) + 5e-6 * norm(plain.1.iter().copied()) + 4.0 * rounding;
+            let bound = 2e-5 * norm(theirs.iter().copied()) + 5e-6 * norm(plain.1.iter().copied()) + 16.0 * rounding;
             let difference = difference(ours, theirs);
             prop_assert!(difference < bound, "{}: {difference} over {bound}", tensor.name);
         }
