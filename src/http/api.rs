@@ -23,8 +23,6 @@ pub mod path {
     pub const SUBMIT: &str = "/hydra/v1/submit";
     /// Gives a task back.
     pub const GIVE_BACK: &str = "/hydra/v1/give-back";
-    /// Says that a worker is there.
-    pub const HEARTBEAT: &str = "/hydra/v1/heartbeat";
     /// Blobs by digest.
     pub const BLOBS: &str = "/hydra/v1/blobs";
     /// Something to verify.
@@ -92,14 +90,6 @@ pub struct Register {
     /// An invite token, where one is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invite: Option<String>,
-}
-
-/// Asks [`path::HEARTBEAT`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Heartbeat {
-    /// Measured training speed; 0 when not yet known.
-    pub tokens_per_second: u32,
 }
 
 /// Answers where there is nothing to say but yes.

@@ -53,7 +53,6 @@ pub(super) enum Endpoint {
     Commit,
     Submit,
     GiveBack,
-    Heartbeat,
     ReadBlob,
     UploadProgress,
     Upload,
@@ -100,7 +99,6 @@ pub const ROUTES: &[Route] = &[
     post(path::COMMIT, Caller::Worker, "Commit to a result", Endpoint::Commit),
     post(path::SUBMIT, Caller::Worker, "Hand in a result whose payload is uploaded", Endpoint::Submit),
     post(path::GIVE_BACK, Caller::Worker, "Give a task back undone", Endpoint::GiveBack),
-    post(path::HEARTBEAT, Caller::Worker, "Say that this worker is there", Endpoint::Heartbeat),
     Route { gives: BYTES, ..get(BLOB, Caller::Reader, "A blob, or a range of it", Endpoint::ReadBlob) },
     Route { method: "HEAD", gives: BYTES, ..get(BLOB, Caller::Reader, "The length of a blob", Endpoint::ReadBlob) },
     Route {

@@ -364,7 +364,6 @@ async fn handle(site: &Arc<Site>, endpoint: Endpoint, mut asked: Asked) -> Resul
         Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::GiveBack => {
             workers::ask(site, endpoint, asked).await
         }
-        Endpoint::Heartbeat => workers::heartbeat(site, asked).await,
         Endpoint::ReadBlob => blobs::read(site, asked).await,
         Endpoint::UploadProgress => blobs::progress(site, asked).await,
         Endpoint::Upload => blobs::upload(site, asked).await,

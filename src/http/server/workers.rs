@@ -6,7 +6,7 @@ use super::Site;
 use super::request::{Asked, json, parse};
 use crate::coordinator::{Event, ReplyTo};
 use crate::http::admission::{AdmissionError, AdmissionRule};
-use crate::http::api::{Done, Heartbeat, Register};
+use crate::http::api::{Done, Register};
 use crate::http::error::ApiError;
 use crate::http::openapi::Endpoint;
 use crate::protocol::{Signed, WorkerReply, WorkerRequest, limits};
@@ -24,13 +24,6 @@ pub(super) async fn register(site: &Site, asked: &mut Asked) -> Result<Response,
         })?;
     }
     site.admitted(&caller)?;
-    site.hub.heard(caller, site.clock.now(), false);
-    Ok(json(&Done { ok: true }))
-}
-
-pub(super) async fn heartbeat(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
-    let (caller, body) = asked.admitted(site, limits::HTTP_BODY_BYTES_MAX).await?;
-    let _: Heartbeat = parse(&body)?;
     site.hub.heard(caller, site.clock.now(), false);
     Ok(json(&Done { ok: true }))
 }
