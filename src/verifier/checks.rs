@@ -106,16 +106,16 @@ fn statistics(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<
     for (place, candidate) in all.iter().enumerate().skip(job.accepted.len()) {
         let reason = match &sketches[place] {
             None => Some(Reason::PayloadMissing),
-            Some(sketch) => norm_outlier(candidate, median_norm)
-                .or_else(|| {
-                    let earlier = all.iter().zip(&sketches).zip(&rejected).take(place);
-                    let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|(one, _)| one);
-                    copy(candidate, sketch, earlier)
-                })
-                .or_else(|| {
-                    let others = sketches.iter().enumerate().filter(|(other, _)| *other != place);
-                    against(sketch, others.filter_map(|(_, other)| other.as_deref()))
-                }),
+            Some(sketch) => {
+                let with = |other: &Option<Vec<f32>>| other.as_ref().map(|other| cosine(sketch, other));
+                let cosines: Vec<Option<f64>> = sketches.iter().map(with).collect();
+                let earlier = all.iter().zip(&cosines).zip(&rejected).take(place);
+                let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|((other, cosine), _)| (*other, *cosine));
+                let others = cosines.iter().enumerate().filter(|(other, _)| *other != place);
+                norm_outlier(candidate, median_norm)
+                    .or_else(|| copy(candidate, earlier))
+                    .or_else(|| against(others.filter_map(|(_, cosine)| *cosine).collect()))
+            }
         };
         rejected[place] = reason.is_some();
         let outcome = match reason {
@@ -136,22 +136,18 @@ fn norm_outlier(candidate: &Candidate, median: Option<f32>) -> Option<Reason> {
     (!usual.contains(&ratio)).then_some(Reason::NormOutlier { ratio })
 }
 
-/// Whoever committed first is the author; the rest copied.
-fn copy<'a>(
-    candidate: &Candidate,
-    sketch: &[f32],
-    mut earlier: impl Iterator<Item = (&'a &'a Candidate, &'a Option<Vec<f32>>)>,
-) -> Option<Reason> {
-    let same = |other: &Candidate, theirs: &Option<Vec<f32>>| {
-        let alike = |theirs: &Vec<f32>| cosine(sketch, theirs) > f64::from(limits::COPY_COSINE);
-        other.payload == candidate.payload || theirs.as_ref().is_some_and(alike)
+/// Whoever committed first is the author; the rest copied. `earlier` are those with the cosines between them and the
+/// candidate.
+fn copy<'a>(candidate: &Candidate, mut earlier: impl Iterator<Item = (&'a Candidate, Option<f64>)>) -> Option<Reason> {
+    let same = |other: &Candidate, cosine: Option<f64>| {
+        other.payload == candidate.payload || cosine.is_some_and(|cosine| cosine > f64::from(limits::COPY_COSINE))
     };
-    earlier.find(|(other, theirs)| same(other, theirs)).map(|(other, _)| Reason::Copy { of: other.task.id() })
+    earlier.find(|(other, cosine)| same(other, *cosine)).map(|(other, _)| Reason::Copy { of: other.task.id() })
 }
 
-/// The median, and not the mean, so that a minority that agrees with itself cannot make the rest look odd.
-fn against<'a>(sketch: &[f32], others: impl Iterator<Item = &'a [f32]>) -> Option<Reason> {
-    let mut cosines: Vec<f64> = others.map(|other| cosine(sketch, other)).collect();
+/// The median of the cosines with the others, and not the mean, so that a minority that agrees with itself cannot make
+/// the rest look odd.
+fn against(mut cosines: Vec<f64>) -> Option<Reason> {
     if cosines.len() < limits::DIRECTION_OTHERS_MIN {
         return None;
     }
