@@ -85,21 +85,24 @@ impl Aggregation {
         let shares: Vec<f64> = updates.iter().map(|update| update.tokens as f64 / total.max(1) as f64).collect();
         let pieces = pieces(codec, layout);
         let mut out = Params::zeros(Arc::clone(layout));
-        match self.rule {
-            Rule::Mean if self.norm_limit.is_none() => weighted(codec, &pieces, &updates, &shares, &mut out)?,
-            Rule::TrimmedMean { trim } => {
-                let gram = Gram::of(codec, &pieces, &updates)?;
-                let scales = self.scales(&gram);
-                trimmed(codec, &pieces, &updates, &shares, &scales, trim, &mut out)?;
-            }
-            Rule::Mean | Rule::CentredClip | Rule::GeometricMedian | Rule::Krum { .. } => {
-                let gram = Gram::of(codec, &pieces, &updates)?;
-                let scales = self.scales(&gram);
-                let weights = self.rule.weights(&gram.scaled(&scales), &shares);
-                let weights: Vec<f64> = weights.iter().zip(&scales).map(|(weight, scale)| weight * scale).collect();
-                weighted(codec, &pieces, &updates, &weights, &mut out)?;
-            }
+        if self == Self::MEAN {
+            weighted(codec, &pieces, &updates, &shares, &mut out)?;
+            return Ok(out);
         }
+        let gram = Gram::of(codec, &pieces, &updates)?;
+        let scales = self.scales(&gram);
+        let weights = match self.rule {
+            Rule::TrimmedMean { trim } => {
+                trimmed(codec, &pieces, &updates, &shares, &scales, trim, &mut out)?;
+                return Ok(out);
+            }
+            Rule::Mean => shares,
+            Rule::CentredClip => centred_clip(&gram.scaled(&scales), &shares),
+            Rule::GeometricMedian => geometric_median(&gram.scaled(&scales), &shares),
+            Rule::Krum { byzantine } => krum(&gram.scaled(&scales), byzantine as usize),
+        };
+        let weights: Vec<f64> = weights.iter().zip(&scales).map(|(weight, scale)| weight * scale).collect();
+        weighted(codec, &pieces, &updates, &weights, &mut out)?;
         Ok(out)
     }
 
@@ -108,18 +111,6 @@ impl Aggregation {
         let norms: Vec<f64> = (0..gram.len()).map(|i| gram.at(i, i).sqrt()).collect();
         let limit = self.norm_limit.map_or(f64::INFINITY, |limit| f64::from(limit) * median(&norms));
         norms.iter().map(|norm| if *norm > limit { limit / norm } else { 1.0 }).collect()
-    }
-}
-
-impl Rule {
-    /// The weight of each update, from their products with each other and their shares of the tokens.
-    fn weights(self, gram: &Gram, shares: &[f64]) -> Vec<f64> {
-        match self {
-            Self::Mean | Self::TrimmedMean { .. } => shares.to_vec(),
-            Self::CentredClip => centred_clip(gram, shares),
-            Self::GeometricMedian => geometric_median(gram, shares),
-            Self::Krum { byzantine } => krum(gram, byzantine as usize),
-        }
     }
 }
 
