@@ -72,7 +72,12 @@ fn spec(tasks_per_round: u32) -> RunSpec {
         outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
         validation_windows: 8,
         emission: Emission::default(),
-        timing: Timing { lease: Duration::from_hours(1), round: Duration::from_hours(10) },
+        timing: Timing {
+            lease: Duration::from_hours(1),
+            round: Duration::from_hours(10),
+            appeal: Duration::from_hours(1),
+        },
+        audits: None,
     }
 }
 
@@ -96,11 +101,12 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
         let ledger = Keypair::from_secret(&[2; 32]);
         let journal = GroupCommit::start(journal, LedgerStore::read_only(&database)?, ledger)?;
         let swarm = Swarm {
+            secrets: None,
             state: State::replay(spec, records),
             end: None,
             verifier: Keypair::from_secret(&[1; 32]),
             others: BTreeSet::new(),
-            judge: Some(Nobody.start().recipient()),
+            judge: Some(Box::new(|_| Nobody.start().recipient())),
             records: Box::new(store),
             economy: EconomyConfig::default().check()?,
             journal: Box::new(journal),

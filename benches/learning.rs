@@ -126,6 +126,7 @@ fn train(row: &Row, corpus: &Corpus) -> f64 {
         validation_windows: 2560,
         emission: Emission::default(),
         timing: Timing::default(),
+        audits: None,
     };
     let engine = BurnEngine::new(DeviceChoice::Auto);
     let mut model = Params::initial(&spec.model, &spec.seed);

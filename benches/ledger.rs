@@ -57,7 +57,7 @@ fn config() -> LedgerConfig {
         cap: Amount::from_hyd(100_000_000),
     };
     let mut economy = EconomyConfig { vesting_rewards: 1, ..EconomyConfig::emitting(emission) };
-    economy.audit.floor = hydra::ledger::economy::Ppm::ONE;
+    economy.audit.floor = hydra::protocol::Ppm::ONE;
     LedgerConfig { economy: economy.check().unwrap(), verifiers: [verifier().public()].into() }
 }
 
@@ -67,10 +67,10 @@ fn rounds() -> impl Iterator<Item = Request> {
     (0..2).map(move |round: u32| {
         let verdict = |worker: usize| {
             let task = TaskId(Digest::of(&[round.to_le_bytes(), (worker as u32).to_le_bytes()].concat()));
-            let outcome = Outcome::Accepted { layer: Layer::Replay, tokens: 1, norm: 1.0 };
+            let outcome = Outcome::Accepted { layer: Layer::Statistics, tokens: 1, norm: 1.0 };
             Signed::seal(
                 &verifier(),
-                &Verdict { task, worker: key(worker).public(), payload: Digest::of(b""), outcome },
+                &Verdict { task, worker: key(worker).public(), payload: Digest::of(b""), work: 0, by: None, outcome },
             )
         };
         Request::PayRound { run, round: Round(round), verdicts: (0..WALLETS).map(verdict).collect() }

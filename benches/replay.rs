@@ -54,6 +54,7 @@ fn measure(name: &str, optimizer: InnerOptimizer, rate: f32, corpus: &Corpus) {
         validation_windows: 64,
         emission: Emission::default(),
         timing: Timing::default(),
+        audits: None,
     };
     let (fused, plain) = (BurnEngine::new(DeviceChoice::NdArray), BurnEngine::plain(DeviceChoice::NdArray));
     let layout = Layout::of(&spec.model);

@@ -5,13 +5,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::checkpoint::{self, CheckpointError};
-use crate::protocol::{Digest, ModelSpec, RunSpec, Task, Verdict};
+use crate::protocol::{Digest, Layer, ModelSpec, Outcome, Reason, RunSpec, Task, Verdict};
 use crate::store::{BlobError, Blobs};
 use crate::training::{
     CodecError, Corpus, CorpusError, Engine, EngineError, Layout, Manifest, Params, TaskError, Trained, Update,
     do_task, validation_batches,
 };
-use crate::verifier::{Job, checks};
+use crate::verifier::checks::{self, Compared};
+use crate::verifier::{Candidate, CopiesJob, Job, ReplayJob, Tolerance, compare, helps, replay};
 
 /// A blob store and an engine, with what was last used of the store kept at hand.
 pub struct Compute {
@@ -115,15 +116,84 @@ impl Compute {
     /// be read is nobody's, and makes none.
     pub fn check(&self, job: &Job) -> Result<Vec<Verdict>, ComputeError> {
         let mut failure = None;
-        let verdicts = checks::check(job, |digest| match self.blobs.get(digest) {
+        let mut fetch = |digest: &Digest| match self.blobs.get(digest) {
             Ok(payload) => Some(payload),
             Err(BlobError::Missing(_)) => None,
             Err(error) => {
                 failure = Some(error);
                 None
             }
-        });
+        };
+        let verdicts = match job {
+            Job::Admission(job) => vec![checks::admit(job, fetch(&job.submission.commitment.payload).as_deref())],
+            Job::Statistics(job) => {
+                let compared = checks::compare(job, fetch);
+                let judged = compared.into_iter().zip(&job.candidates);
+                judged.map(|(one, candidate)| self.look_closer(one, candidate)).collect::<Result<_, _>>()?
+            }
+            Job::Replay(job) => vec![self.replay(job)?],
+            Job::Copies(job) => vec![self.copies(job)?],
+        };
         failure.map_or(Ok(verdicts), |error| Err(error.into()))
+    }
+
+    /// Whether a suspect update helps on its own data.
+    fn look_closer(&self, one: Compared, candidate: &Candidate) -> Result<Verdict, ComputeError> {
+        let Compared { mut verdict, suspect } = one;
+        if suspect {
+            let task = &candidate.task;
+            let (base, corpus) = (self.model(&task.base, &task.model)?, self.corpus(&task.dataset)?);
+            let payload = self.blobs.get(&candidate.payload)?;
+            verdict.outcome = if helps(&*self.engine, task, &base, &corpus, &payload)? {
+                Outcome::Accepted { layer: Layer::HeldOut, tokens: task.tokens(), norm: candidate.norm }
+            } else {
+                Outcome::Rejected { layer: Layer::HeldOut, reason: Reason::NoProgress }
+            };
+        }
+        Ok(verdict)
+    }
+
+    /// Compares what two workers got for one task: a verdict on the result, or on a copy that is of no use.
+    fn copies(&self, job: &CopiesJob) -> Result<Verdict, ComputeError> {
+        let CopiesJob { task, worker, payload, peer, copy } = job;
+        let handed_in = self.blobs.get(payload)?;
+        let layout = Layout::of(&task.model);
+        let useless = |reason: Reason| {
+            let outcome = Outcome::Rejected { layer: Layer::Admission, reason };
+            Ok(Verdict { task: task.id(), worker: *peer, payload: *copy, work: 0, by: None, outcome })
+        };
+        let again = match self.blobs.get(copy) {
+            Err(BlobError::Missing(_)) => return useless(Reason::PayloadMissing),
+            again => again?,
+        };
+        if let Err(error) = task.codec.norm(&layout, &again) {
+            return useless(Reason::PayloadMalformed(error.to_string()));
+        }
+        let (tokens, layer) = (task.tokens(), Layer::Replay);
+        let outcome = match compare(task.codec, &layout, &handed_in, &again, Tolerance::default()) {
+            Ok(_) => Outcome::Accepted { layer, tokens, norm: task.codec.norm(&layout, &handed_in)? as f32 },
+            Err(reason) => Outcome::Rejected { layer, reason },
+        };
+        let (task, worker, payload) = (task.id(), *worker, *payload);
+        Ok(Verdict { task, worker, payload, work: tokens, by: Some(*peer), outcome })
+    }
+
+    /// Does a task again. What was accepted before is in the blob store: if it is not now, that is nobody's fault.
+    fn replay(&self, job: &ReplayJob) -> Result<Verdict, ComputeError> {
+        let ReplayJob { task, worker, payload, .. } = job;
+        let handed_in = self.blobs.get(payload)?;
+        let base = self.model(&task.base, &task.model)?;
+        let corpus = self.corpus(&task.dataset)?;
+        let tokens = task.tokens();
+        let found = replay(&*self.engine, task, &base, &corpus, &handed_in, Tolerance::default())?;
+        let outcome = match found {
+            Ok(_) => {
+                let norm = task.codec.norm(&Layout::of(&task.model), &handed_in)? as f32;
+                Outcome::Accepted { layer: Layer::Replay, tokens, norm }
+            }
+            Err(reason) => Outcome::Rejected { layer: Layer::Replay, reason },
+        };
+        Ok(Verdict { task: task.id(), worker: *worker, payload: *payload, work: tokens, by: None, outcome })
     }
 
     /// The blobs of a dataset: its manifest and its shards.

@@ -12,7 +12,7 @@ use actix::{Actor, Addr, AsyncContext, Recipient};
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, CoordinatorPorts, RecordStore, ReplyTo, Rounds, State};
 use crate::ledger::{Desk, Economy, JournalWriter, LedgerActor, LedgerConfig, StoreError};
-use crate::protocol::{Keypair, PublicKey, Round, Seed};
+use crate::protocol::{Keypair, PublicKey, Round, SecretChain, Seed};
 use crate::runtime::{Clock, Executor, Watch};
 use crate::verifier::{self, Audit, Verifier, VerifierPorts};
 use crate::worker::{KeepNothing, Labour, Worker, WorkerPorts};
@@ -23,12 +23,14 @@ pub struct Swarm {
     pub state: State,
     /// The first round that is not to be trained, if any.
     pub end: Option<Round>,
+    /// What decides who is audited, in a run that has audits.
+    pub secrets: Option<SecretChain>,
     /// The verifier's key.
     pub verifier: Keypair,
     /// Who else's verdicts count.
     pub others: BTreeSet<PublicKey>,
-    /// Who is handed submissions to judge, instead of a verifier in this process.
-    pub judge: Option<Recipient<verifier::Event>>,
+    /// Who is handed submissions to judge, instead of one verifier in this process.
+    pub judge: Option<Judge>,
     /// Where the coordinator's records go.
     pub records: Box<dyn RecordStore>,
     /// What rounds pay, and all else about tokens.
@@ -44,6 +46,9 @@ pub struct Swarm {
     /// Hears what happens.
     pub watch: Watch,
 }
+
+/// Makes whoever is handed submissions to judge, of where the verdicts go.
+pub type Judge = Box<dyn FnOnce(Recipient<coordinator::Event<ReplyTo>>) -> Recipient<verifier::Event>>;
 
 /// One worker of an in-process world.
 pub struct Member {
@@ -82,15 +87,18 @@ impl Swarm {
         let (clock, watch) = (Arc::clone(&self.clock), self.watch.clone());
         let ledger = LedgerActor::new(Desk::open(config, self.journal)?, Arc::clone(&clock)).start();
         let coordinator = Coordinator::create(|ctx| {
-            let verifier = self.judge.unwrap_or_else(|| {
-                let ports = VerifierPorts {
-                    compute: Arc::clone(&self.compute),
-                    executor: Rc::clone(&self.executor),
-                    watch: self.watch.clone(),
-                    coordinator: ctx.address().recipient(),
-                };
-                Verifier::new(Audit::new(self.verifier), ports).start().recipient()
-            });
+            let verifier = match self.judge {
+                Some(judge) => judge(ctx.address().recipient()),
+                None => {
+                    let ports = VerifierPorts {
+                        compute: Arc::clone(&self.compute),
+                        executor: Rc::clone(&self.executor),
+                        watch: self.watch.clone(),
+                        coordinator: ctx.address().recipient(),
+                    };
+                    Verifier::new(Audit::new(self.verifier), ports).start().recipient()
+                }
+            };
             let ports = CoordinatorPorts {
                 clock: self.clock,
                 store: self.records,
@@ -100,7 +108,7 @@ impl Swarm {
                 ledger: ledger.clone().recipient(),
                 watch: self.watch,
             };
-            Coordinator::new(Rounds::new(self.state, trusted, self.end), ports)
+            Coordinator::new(Rounds::new(self.state, trusted, self.secrets, self.end), ports)
         });
         let start = |(index, member): (usize, Member)| {
             let jitter: Seed = seed.derive("worker", index as u64);

@@ -23,7 +23,12 @@ pub fn spec(tasks: u32) -> RunSpec {
         outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
         validation_windows: 8,
         emission: Emission::default(),
-        timing: Timing { lease: Duration::from_mins(1), round: Duration::from_mins(5) },
+        timing: Timing {
+            lease: Duration::from_mins(1),
+            round: Duration::from_mins(5),
+            appeal: Duration::from_mins(10),
+        },
+        audits: None,
     }
 }
 

@@ -228,7 +228,7 @@ fn forged_replayed_stale_and_foreign_calls_are_refused_by_name() {
     assert_eq!(site.signed(&key(1), "POST", "/hydra/v1/lease", &lease).code(), "forbidden");
     assert_eq!(site.signed(&key(2), "POST", "/hydra/v1/submit", &lease).code(), "malformed");
     assert_eq!(site.signed(&key(1), "POST", "/hydra/v1/admin/finish", b"").code(), "forbidden");
-    assert_eq!(site.signed(&key(1), "GET", "/hydra/v1/jobs", b"").code(), "forbidden");
+    assert_eq!(site.signed(&key(1), "GET", "/hydra/v1/jobs/checks", b"").code(), "forbidden");
 
     // The same call after a restart.
     let state = site.folder.path().join("state");

@@ -18,6 +18,9 @@ use serde_json::Value;
 /// The job of `Hydra::up_json`, as the flags of a coordinator.
 const JOB: [&str; 8] = ["--tasks", "2", "--inner-steps", "3", "--batch", "2", "--context", "16"];
 
+/// As in one process, where nobody is audited: replays are paid too, which changes the ledger.
+const TRUSTING: [&str; 3] = ["--json", "--audits", "none"];
+
 /// A coordinator's address and the folders of everybody. Whatever still runs at its end is killed.
 struct Net {
     folder: tempfile::TempDir,
@@ -68,6 +71,12 @@ impl Net {
         self.children.len() - 1
     }
 
+    fn verifier_key(&self, name: &str) -> String {
+        let mut show = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        show.args(["verifier", "--coordinator", &self.url(), "--show-key", "--state-dir"]).arg(self.state(name));
+        String::from_utf8(show.output().unwrap().stdout).unwrap().trim().to_owned()
+    }
+
     fn kill(&mut self, member: usize) {
         self.children[member].kill().unwrap();
         self.children[member].wait().unwrap();
@@ -106,12 +115,12 @@ fn assert_same_run(summary: &Value, expected: &Value) {
 
 #[test]
 fn separate_processes_train_what_one_process_would() {
-    let rounds = ["--json", "--rounds", "4"];
+    let rounds = [&TRUSTING[..], &["--rounds", "4"]].concat();
     let mut net = Net::new();
     let coordinator = net.coordinator(&rounds);
     let members: Vec<usize> = (1..=3).map(|n| net.member("worker", &format!("worker-{n}"))).collect();
     let summary = net.summary(coordinator);
-    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
     for member in members {
         let status = net.children[member].wait().unwrap();
         assert!(status.success(), "a worker that is told that the run is over ends well");
@@ -120,7 +129,7 @@ fn separate_processes_train_what_one_process_would() {
 
 #[test]
 fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
-    let rounds = ["--json", "--rounds", "8"];
+    let rounds = [&TRUSTING[..], &["--rounds", "8"]].concat();
     let mut net = Net::new();
     let mut rng = Seed::from_number(7).rng();
     let mut coordinator = net.coordinator(&rounds);
@@ -142,25 +151,92 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
         }
     }
     let summary = net.summary(coordinator);
-    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
 }
 
 #[test]
 fn a_verifier_on_another_computer_does_the_verifying() {
     let mut net = Net::new();
-    let mut show = Command::new(env!("CARGO_BIN_EXE_hydra"));
-    show.args(["verifier", "--coordinator", &net.url(), "--show-key", "--state-dir"]).arg(net.state("verifier"));
-    let key = String::from_utf8(show.output().unwrap().stdout).unwrap();
-    let rounds = ["--json", "--rounds", "2"];
-    let coordinator = net.coordinator(&[&rounds[..], &["--verifier", key.trim()]].concat());
+    let key = net.verifier_key("verifier");
+    let rounds = [&TRUSTING[..], &["--rounds", "2"]].concat();
+    let coordinator = net.coordinator(&[&rounds[..], &["--verifier", &key]].concat());
     let stranger = net.member("verifier", "stranger");
     net.member("worker", "worker-1");
     let verifier = net.member("verifier", "verifier");
     let summary = net.summary(coordinator);
-    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
     net.kill(stranger);
     net.kill(verifier);
     assert!(net.logs().contains("no verifier of this run"), "a stranger was let in:\n{}", net.logs());
+}
+
+#[test]
+fn whoever_is_audited_is_drawn_replayed_by_verifiers_elsewhere_and_can_be_rechecked_by_anybody() {
+    let mut net = Net::new();
+    let keys = ["one", "two"].map(|name| net.verifier_key(name));
+    let verifiers = ["--verifier", &keys[0], &keys[1]];
+    let mut coordinator = net.coordinator(&[&["--json", "--rounds", "4"][..], &verifiers].concat());
+    for name in ["one", "two"] {
+        net.member("verifier", name);
+    }
+    let first = net.member("worker", "worker-1");
+    net.member("worker", "worker-2");
+    let url = net.url();
+    let hydra = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_hydra")).args(arguments).output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    // While it runs, from outside; and through the death of the coordinator and of a worker.
+    common::wait_for(|| hydra(&["verifier", "recheck", "0", "--coordinator", &url]).is_some());
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
+    net.kill(first);
+    net.member("worker", "worker-1");
+    coordinator = net.coordinator(&[&["--json", "--rounds", "4"][..], &verifiers].concat());
+    let summary = net.summary(coordinator);
+    let expected = Hydra::new().up_json(&["--rounds", "4"]);
+    assert_eq!((&summary["model_digest"], &summary["emitted"]), (&expected["model_digest"], &expected["emitted"]));
+    assert_eq!(summary["debits_equal_credits"], true);
+
+    let state = net.state("coordinator");
+    let state = state.to_str().unwrap();
+    let all = hydra(&["verdicts", "--json", "--state-dir", state]).unwrap();
+    let results: Vec<Value> = all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(results.len(), 8);
+    for result in &results {
+        assert_eq!(result["ending"], "clean", "new keys are always audited: {result}");
+        let by = result["verdicts"][0]["verifier"].as_str().unwrap();
+        assert!(keys.iter().any(|key| key == by));
+    }
+    assert!(hydra(&["verdicts", "--state-dir", state]).unwrap().contains("8 of 8 results"));
+    for round in ["0", "1", "2", "3"] {
+        let rechecked = hydra(&["verifier", "recheck", round, "--json", "--state-dir", state]).unwrap();
+        let rechecked: Value = serde_json::from_str(&rechecked).unwrap();
+        assert_eq!([&rechecked["drawn"], &rechecked["open"]], [2, 0]);
+    }
+    let verified = hydra(&["ledger", "verify", "--state-dir", state]).unwrap();
+    assert!(verified.contains("sound") || !verified.is_empty());
+}
+
+#[test]
+fn where_nobody_is_trusted_to_compute_workers_check_each_other() {
+    let mut net = Net::new();
+    let coordinator = net.coordinator(&["--json", "--rounds", "3", "--audits", "peers"]);
+    for n in 1..=3 {
+        net.member("worker", &format!("worker-{n}"));
+    }
+    let summary = net.summary(coordinator);
+    assert_eq!(summary["model_digest"], Hydra::new().up_json(&["--rounds", "3"])["model_digest"]);
+    let state = net.state("coordinator");
+    let hydra = |arguments: &[&str]| {
+        let mut hydra = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        String::from_utf8(hydra.args(arguments).arg("--state-dir").arg(&state).output().unwrap().stdout).unwrap()
+    };
+    let endings: Vec<Value> =
+        hydra(&["verdicts", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(endings.len(), 6);
+    assert!(endings.iter().all(|result| result["ending"] == "clean"), "{endings:?}");
+    assert!(hydra(&["verifier", "recheck", "1"]).contains("2 of 2 results"));
 }
 
 #[test]
@@ -171,12 +247,12 @@ fn a_coordinator_serves_tls_to_those_who_trust_its_certificate() {
     std::fs::write(&certificate, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let paths = ["--tls-cert", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
-    let rounds = ["--json", "--rounds", "1"];
+    let rounds = [&TRUSTING[..], &["--rounds", "1"]].concat();
     let coordinator = net.coordinator(&[&rounds[..], &paths].concat());
     net.certificate = Some(certificate.clone());
     net.member("worker", "worker-1");
     let summary = net.summary(coordinator);
-    assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
 }
 
 #[test]

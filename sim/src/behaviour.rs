@@ -1,6 +1,8 @@
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hydra::protocol::{InnerOptimizer, ModelSpec, Seed, below};
+use hydra::protocol::{Digest, InnerOptimizer, Keypair, ModelSpec, Seed, Signed, Submission, WorkerRequest, below};
+use hydra::store::Blobs;
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
 use serde::Deserialize;
 
@@ -30,6 +32,20 @@ pub enum Behaviour {
     Poison(u8),
     /// Hands in something that is not finite.
     NotFinite,
+    /// One of the group trains, the others hand in its update as their own.
+    Copy,
+    /// Does honest work this many times, then does one step and stretches it.
+    Turncoat(u32),
+    /// Adds this many times its update's length in a direction that the whole group agrees on.
+    Collude(f32),
+    /// Takes tasks and never hands anything in.
+    Grief,
+    /// Commits to something else than it uploads.
+    Mismatch,
+    /// Hands in something much too long.
+    Oversized,
+    /// Hands in, again and again, the first payload that it committed to.
+    Replay,
 }
 
 impl Behaviour {
@@ -39,22 +55,80 @@ impl Behaviour {
         self == Self::Honest
     }
 
+    /// What its tasks are computed with.
     pub(crate) fn engine(self, honest: Arc<dyn Engine>) -> Arc<dyn Engine> {
-        if self.is_honest() { honest } else { Arc::new(Cheat { honest, behaviour: self, kept: Arc::default() }) }
+        match self {
+            Self::Honest | Self::Grief | Self::Mismatch | Self::Oversized | Self::Replay => honest,
+            _ => Arc::new(Cheat { honest, behaviour: self, kept: Arc::default(), tasks: AtomicU32::new(0) }),
+        }
+    }
+
+    /// Whether the workers of a group share what they keep.
+    pub(crate) fn is_shared(self) -> bool {
+        matches!(self, Self::Honest | Self::Copy)
+    }
+}
+
+/// What a cheat does to its messages, once they have left the worker as in production.
+pub(crate) struct Tamper {
+    pub behaviour: Behaviour,
+    pub key: Keypair,
+    pub blobs: Arc<dyn Blobs>,
+    /// The first payload that it committed to.
+    pub first: Option<Digest>,
+}
+
+/// More than any payload of the small models of simulations.
+const OVERSIZED: usize = 4 << 20;
+
+impl Tamper {
+    /// What is sent instead, if anything is.
+    pub fn request(&mut self, request: Signed) -> Option<Signed> {
+        if self.behaviour.is_honest() {
+            return Some(request);
+        }
+        let Ok((_, asked)) = request.open::<WorkerRequest>() else { return Some(request) };
+        let (mut commitment, losses) = match &asked {
+            WorkerRequest::Commit(commitment) => (*commitment, None),
+            WorkerRequest::Submit(submission) => (submission.commitment, Some(submission.losses.clone())),
+            _ => return Some(request),
+        };
+        let first = *self.first.get_or_insert(commitment.payload);
+        commitment.payload = match self.behaviour {
+            Behaviour::Grief => return None,
+            Behaviour::Mismatch => Digest::of(commitment.payload.as_bytes()),
+            // A store that is full loses it, which changes little.
+            Behaviour::Oversized => self.blobs.put(&vec![0; OVERSIZED]).unwrap_or(first),
+            Behaviour::Replay => first,
+            _ => return Some(request),
+        };
+        let forged = match losses {
+            None => WorkerRequest::Commit(commitment),
+            Some(losses) => WorkerRequest::Submit(Submission { commitment, losses }),
+        };
+        Some(Signed::seal(&self.key, &forged))
     }
 }
 
 struct Cheat {
     honest: Arc<dyn Engine>,
     behaviour: Behaviour,
-    /// What its worker keeps from one task to the next: a base model, or an update.
-    kept: Arc<Mutex<Option<Params>>>,
+    /// What its worker keeps from one task to the next: a base model, or the update made from one.
+    kept: Arc<Mutex<Kept>>,
+    /// Tasks so far.
+    tasks: AtomicU32,
+}
+
+#[derive(Default)]
+struct Kept {
+    base: Option<Params>,
+    update: Option<Params>,
 }
 
 struct CheatSession {
     honest: Box<dyn Session>,
     behaviour: Behaviour,
-    kept: Arc<Mutex<Option<Params>>>,
+    kept: Arc<Mutex<Kept>>,
     /// The base model of the task, and the one that it really starts from.
     base: Params,
     start: Params,
@@ -72,14 +146,27 @@ impl Engine for Cheat {
         base: &Params,
         optimizer: &InnerOptimizer,
     ) -> Result<Box<dyn Session>, EngineError> {
-        let earlier = match self.behaviour {
-            Behaviour::Stale => lock(&self.kept).replace(base.clone()),
+        let before = self.tasks.fetch_add(1, Ordering::Relaxed);
+        let behaviour = match self.behaviour {
+            Behaviour::Turncoat(honest) if before < honest => Behaviour::Honest,
+            Behaviour::Turncoat(_) => Behaviour::FreeRider,
+            other => other,
+        };
+        let earlier = match behaviour {
+            Behaviour::Stale => lock(&self.kept).base.replace(base.clone()),
+            Behaviour::Copy => {
+                let mut kept = lock(&self.kept);
+                if kept.base.as_ref() != Some(base) {
+                    *kept = Kept { base: Some(base.clone()), update: None };
+                }
+                None
+            }
             _ => None,
         };
         let start = earlier.unwrap_or_else(|| base.clone());
         Ok(Box::new(CheatSession {
             honest: self.honest.train(model, &start, optimizer)?,
-            behaviour: self.behaviour,
+            behaviour,
             kept: Arc::clone(&self.kept),
             base: base.clone(),
             start,
@@ -109,7 +196,7 @@ impl CheatSession {
                 self.steps == 0 || done(step + 1.0) > done(step)
             }
             Behaviour::FreeRider => self.steps == 0,
-            Behaviour::Repeat => lock(&self.kept).is_none(),
+            Behaviour::Repeat | Behaviour::Copy => lock(&self.kept).update.is_none(),
             _ => true,
         }
     }
@@ -154,22 +241,26 @@ impl Session for CheatSession {
             _ => 1.0,
         };
         update.values_mut().iter_mut().for_each(|value| *value *= stretch);
-        if let Behaviour::Noise(times) = self.behaviour {
-            add_noise(&mut update, times);
-        }
-        if self.behaviour == Behaviour::Repeat {
-            update = lock(&self.kept).get_or_insert(update).clone();
+        match self.behaviour {
+            Behaviour::Noise(times) => {
+                let first = update.values().iter().find(|value| **value != 0.0).map_or(0, |value| value.to_bits());
+                add_noise(&mut update, times, first.into());
+            }
+            Behaviour::Collude(times) => add_noise(&mut update, times, 0),
+            Behaviour::Repeat | Behaviour::Copy => {
+                update = lock(&self.kept).update.get_or_insert(update).clone();
+            }
+            _ => {}
         }
         update.values_mut().iter_mut().zip(self.base.values()).for_each(|(value, base)| *value = base - *value);
         Ok(update)
     }
 }
 
-/// Uniform noise, `times` as long as the update; the same for the same update.
-fn add_noise(update: &mut Params, times: f32) {
+/// Uniform noise, `times` as long as the update; the same for the same seed.
+fn add_noise(update: &mut Params, times: f32, seed: u64) {
     let length = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-    let first = update.values().iter().find(|value| **value != 0.0).map_or(0, |value| value.to_bits());
-    let mut rng = Seed::from_number(first.into()).derive("noise", 0).rng();
+    let mut rng = Seed::from_number(seed).derive("noise", 0).rng();
     let noise: Vec<f32> = update.values().iter().map(|_| below(&mut rng, 2001) as f32 - 1000.0).collect();
     let scale = f64::from(times) * length(update.values()) / length(&noise).max(1.0);
     update.values_mut().iter_mut().zip(&noise).for_each(|(value, noise)| *value += scale as f32 * noise);

@@ -6,9 +6,13 @@
 
 mod behaviour;
 mod network;
+mod outcome;
+mod panel;
 mod scenario;
 mod world;
 
 pub use behaviour::Behaviour;
-pub use scenario::{Expectations, Group, Job, Network, Scenario, ScenarioError};
-pub use world::{Outcome, SimError, WorkerOutcome, run};
+pub use outcome::{Caught, Outcome, VerifierOutcome, WorkerOutcome};
+pub use panel::VerifierBehaviour;
+pub use scenario::{Audits, Device, Expectations, Group, Job, Network, Scenario, ScenarioError, VerifierGroup};
+pub use world::{SimError, run};

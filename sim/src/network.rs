@@ -7,6 +7,7 @@ use hydra::coordinator::{Event, ReplyTo};
 use hydra::protocol::{Seed, WorkerRequest, below};
 use rand::rngs::ChaCha8Rng;
 
+use crate::behaviour::Tamper;
 use crate::scenario::Network;
 use crate::world::Log;
 
@@ -18,6 +19,7 @@ pub(crate) struct Link {
     network: Network,
     rng: ChaCha8Rng,
     coordinator: Recipient<Event<ReplyTo>>,
+    tamper: Tamper,
     log: Rc<RefCell<Log>>,
 }
 
@@ -27,9 +29,10 @@ impl Link {
         network: Network,
         seed: &Seed,
         coordinator: Recipient<Event<ReplyTo>>,
+        tamper: Tamper,
         log: Rc<RefCell<Log>>,
     ) -> Self {
-        Self { worker, network, rng: seed.derive("link", worker as u64).rng(), coordinator, log }
+        Self { worker, network, rng: seed.derive("link", worker as u64).rng(), coordinator, tamper, log }
     }
 
     /// How long the next message takes, or `None` when it is lost. Always two draws, so that losing one message does
@@ -51,6 +54,7 @@ impl Handler<Event<ReplyTo>> for Link {
 
     fn handle(&mut self, event: Event<ReplyTo>, _: &mut Self::Context) {
         let Event::Request { request, reply } = event else { return };
+        let Some(request) = self.tamper.request(request) else { return };
         let (there, back) = (self.passage(), self.passage());
         let (worker, log) = (self.worker, Rc::clone(&self.log));
         let asked = request.open::<WorkerRequest>().map(|(_, request)| request);

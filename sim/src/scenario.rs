@@ -3,12 +3,12 @@ use std::time::Duration;
 use std::{fs, io};
 
 use hydra::protocol::{
-    Aggregation, Codec, Digest, Emission, InnerOptimizer, ModelSpec, OuterOptimizer, RunSpec, Schedule, Seed,
-    SpecError, Timing,
+    self, Aggregation, AuditPolicy, Auditors, Codec, Digest, Emission, InnerOptimizer, ModelSpec, OuterOptimizer, Ppm,
+    RunSpec, Schedule, SecretChain, Seed, SpecError, Timing,
 };
 use serde::Deserialize;
 
-use crate::Behaviour;
+use crate::{Behaviour, VerifierBehaviour};
 
 /// A story about a swarm, and what must come of it. Read from TOML; a key that is not listed here is an error.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -23,6 +23,12 @@ pub struct Scenario {
     pub job: Job,
     /// Who trains.
     pub workers: Vec<Group>,
+    /// How often work is computed again; never, where this is missing.
+    pub audits: Option<Audits>,
+    /// Who computes it again: one honest verifier where nobody is named. The first is the coordinator's own, and also
+    /// compares all work.
+    #[serde(default = "default_verifiers")]
+    pub verifiers: Vec<VerifierGroup>,
     /// What lies between them and the coordinator.
     #[serde(default)]
     pub network: Network,
@@ -77,6 +83,56 @@ pub struct Group {
     /// What they do.
     #[serde(default)]
     pub behaviour: Behaviour,
+    /// What they compute with.
+    #[serde(default)]
+    pub device: Device,
+}
+
+/// Ways to compute that give the same but for rounding, as kinds of devices do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// Whole blocks at a time, as in production.
+    #[default]
+    Fused,
+    /// One operation at a time.
+    Plain,
+}
+
+/// How often work is computed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audits {
+    /// Results of a new key that are all audited.
+    pub probation: u32,
+    /// Numerator of the rate that falls with the number of clean results.
+    pub decay: u32,
+    /// The lowest rate, in parts of a million.
+    pub floor: u32,
+    /// Who does it again.
+    pub by: Auditors,
+    /// How long a worker may appeal, virtual seconds.
+    pub appeal_seconds: u64,
+}
+
+impl Default for Audits {
+    fn default() -> Self {
+        let AuditPolicy { probation, decay, floor } = AuditPolicy::default();
+        Self { probation, decay, floor: floor.0, by: Auditors::Verifiers, appeal_seconds: 60 }
+    }
+}
+
+/// Verifiers of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifierGroup {
+    /// How many.
+    pub count: u32,
+    /// Training speed of each.
+    pub tokens_per_second: u64,
+    /// What they do when they are to compute a task again.
+    #[serde(default)]
+    pub behaviour: VerifierBehaviour,
 }
 
 /// What every message goes through, each way.
@@ -97,10 +153,16 @@ pub struct Expectations {
     pub loss_below: Option<f64>,
     /// At least so many submissions of dishonest workers are rejected.
     pub rejected_at_least: Option<u64>,
-    /// Honest workers have all their work accepted.
+    /// Honest workers have all their work accepted, keep all that they were paid, and none is shut out.
     pub honest_lose_nothing: bool,
     /// Dishonest workers are paid nothing.
     pub cheats_earn_nothing: bool,
+    /// Dishonest workers keep nothing of what they were paid.
+    pub cheats_keep_nothing: bool,
+    /// At least so many results of dishonest workers were found false by computing them again.
+    pub found_false_at_least: Option<u64>,
+    /// So many verifiers, and no more, are not believed at the end.
+    pub verifiers_struck_off: Option<u64>,
     /// All rounds are done within this much virtual time.
     pub within_seconds: Option<u64>,
 }
@@ -160,6 +222,12 @@ impl Scenario {
         if self.workers.iter().any(|group| group.tokens_per_second == 0) {
             return contradiction("a worker with tokens_per_second = 0 never finishes");
         }
+        if self.verifiers.first().is_none_or(|first| first.count == 0 || first.behaviour != VerifierBehaviour::Honest) {
+            return contradiction("the first of [[verifiers]] is the coordinator's own: one or more, and honest");
+        }
+        if self.verifiers.iter().any(|group| group.tokens_per_second == 0) {
+            return contradiction("a verifier with tokens_per_second = 0 never finishes");
+        }
         if self.network.latency_ms[0] > self.network.latency_ms[1] {
             return contradiction("network.latency_ms is [shortest, longest]");
         }
@@ -172,8 +240,18 @@ impl Scenario {
         Ok(self.spec(self.seed, Digest::of(&[])).validate()?)
     }
 
+    /// What decides who is audited.
+    pub(crate) fn secrets(&self, seed: u64) -> SecretChain {
+        SecretChain::new(&Seed::from_number(seed).derive("audits", 0), self.job.rounds)
+    }
+
     pub(crate) fn spec(&self, seed: u64, dataset: Digest) -> RunSpec {
         let job = &self.job;
+        let audits = self.audits.map(|Audits { probation, decay, floor, by, .. }| protocol::Audits {
+            policy: AuditPolicy { probation, decay, floor: Ppm(floor) },
+            by,
+            anchor: self.secrets(seed).anchor(),
+        });
         let workers = self.workers.iter().map(|group| group.count).sum();
         let steps = u64::from(job.rounds) * u64::from(job.inner_steps);
         RunSpec {
@@ -193,7 +271,9 @@ impl Scenario {
             timing: Timing {
                 lease: Duration::from_secs(job.lease_seconds),
                 round: Duration::from_secs(job.round_seconds),
+                appeal: Duration::from_secs(self.audits.unwrap_or_default().appeal_seconds),
             },
+            audits,
         }
     }
 }
@@ -208,6 +288,10 @@ fn default_rate() -> f32 {
 
 fn default_codec() -> Codec {
     Codec::Ternary
+}
+
+fn default_verifiers() -> Vec<VerifierGroup> {
+    vec![VerifierGroup { count: 1, tokens_per_second: 10_000, behaviour: VerifierBehaviour::Honest }]
 }
 
 fn default_lease() -> u64 {

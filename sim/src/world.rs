@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::Duration;
@@ -9,16 +10,19 @@ use hydra::coordinator::{Inspect, Record, RecordStore, RecordStoreError, Report,
 use hydra::data::{self, DataError};
 use hydra::ledger::{Direct, EconomyConfig, EconomyError, Ledger, LedgerConfig, MemoryJournal, StoreError};
 use hydra::model::{BurnEngine, DeviceChoice};
-use hydra::protocol::{Amount, Digest, Keypair, PublicKey, Round, Time};
+use hydra::protocol::{Keypair, Layer, PublicKey, Round, Seed, Time};
 use hydra::runtime::{Clock, Executor, Note, Threads, Watch, Work, WorkKind};
 use hydra::store::{Blobs, MemoryBlobs};
-use hydra::swarm::{Member, Swarm};
+use hydra::swarm::{self, Member, Swarm};
 use hydra::training::{CorpusError, Params};
-use serde::Serialize;
+use hydra::verifier::{Audit, Verifier, VerifierPorts};
 use tokio::sync::mpsc;
 
+use crate::behaviour::Tamper;
 use crate::network::Link;
-use crate::{Behaviour, Scenario};
+use crate::outcome::{Caught, Outcome, Played, outcome};
+use crate::panel::{Judge, Panel};
+use crate::{Behaviour, Device, Scenario, VerifierBehaviour};
 
 /// When virtual time begins: 2026-01-01T00:00:00Z.
 const EPOCH: Time = Time(1_767_225_600_000);
@@ -28,47 +32,6 @@ const PATIENCE: Duration = Duration::from_hours(30 * 24);
 
 /// How long checks, aggregation and the like take, virtual.
 const SERVICE_TIME: Duration = Duration::from_millis(50);
-
-/// What came of a scenario.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
-    /// The seed that it was played with.
-    pub seed: u64,
-    /// The digest of the events, the model and the ledger: equal for equal runs.
-    pub state_hash: Digest,
-    /// Whether everything expected holds.
-    pub passed: bool,
-    /// What does not hold.
-    pub failures: Vec<String>,
-    /// Events in the log.
-    pub events: usize,
-    /// How long it took in the swarm's time.
-    pub virtual_seconds: f64,
-    /// Validation loss of each base model, nats a token.
-    pub losses: Vec<f64>,
-    /// The newest model.
-    pub model: Digest,
-    /// The ledger hash.
-    pub ledger: Digest,
-    /// Each worker, in the order of the scenario.
-    pub workers: Vec<WorkerOutcome>,
-    /// The events themselves.
-    #[serde(skip)]
-    pub log: Vec<String>,
-}
-
-/// What came of one worker.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct WorkerOutcome {
-    /// Whether it did what it was asked for.
-    pub honest: bool,
-    /// Tasks accepted.
-    pub accepted: u64,
-    /// Submissions rejected.
-    pub rejected: u64,
-    /// What it was paid.
-    pub pay: Amount,
-}
 
 /// Why a scenario could not be played to its end.
 #[derive(Debug, thiserror::Error)]
@@ -175,35 +138,41 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
     let put = |bytes: &[u8]| blobs.put(bytes).map_err(ComputeError::from);
     let manifest = data.corpus.store(|shard| put(shard).map(drop))?;
     let spec = scenario.spec(seed, put(&manifest.encode())?);
-    let honest: Arc<dyn hydra::training::Engine> = Arc::new(BurnEngine::new(DeviceChoice::NdArray));
-    let compute = |behaviour: Behaviour| {
-        let blobs = Arc::clone(&blobs) as Arc<dyn Blobs>;
-        Arc::new(Compute::new(behaviour.engine(Arc::clone(&honest)), blobs))
+    let engine = |device: Device| -> Arc<dyn hydra::training::Engine> {
+        Arc::new(match device {
+            Device::Fused => BurnEngine::new(DeviceChoice::NdArray),
+            Device::Plain => BurnEngine::plain(DeviceChoice::NdArray),
+        })
     };
-    let central = compute(Behaviour::Honest);
+    let compute = |behaviour: Behaviour, device: Device| {
+        let blobs = Arc::clone(&blobs) as Arc<dyn Blobs>;
+        Arc::new(Compute::new(behaviour.engine(engine(device)), blobs))
+    };
+    let central = compute(Behaviour::Honest, Device::Fused);
     let base = central.save(&Params::initial(&spec.model, &spec.seed))?;
     let opened = Record::RoundOpened { round: Round(0), base, momentum: None, at: EPOCH };
     let state = State::replay(spec.clone(), [opened]);
 
     let threads = Rc::new(Threads::new(threads, threads)?);
     let machine = |tokens_per_second| Rc::new(Machine { threads: Rc::clone(&threads), tokens_per_second });
-    let key = |label: &str, index: usize| Keypair::from_secret(spec.seed.derive(label, index as u64).as_bytes());
+    let cast = Cast::of(scenario, &spec.seed);
     let mut members = Vec::new();
-    let mut behaviours = Vec::new();
     for group in &scenario.workers {
-        let honest = compute(Behaviour::Honest);
+        let shared = compute(group.behaviour, group.device);
         for _ in 0..group.count {
             // A cheat keeps things of its own; the honest share what they have read.
-            let compute = if group.behaviour.is_honest() { Arc::clone(&honest) } else { compute(group.behaviour) };
-            let key = key("worker key", members.len());
-            behaviours.push((key.public(), group.behaviour));
+            let compute =
+                if group.behaviour.is_shared() { Arc::clone(&shared) } else { compute(group.behaviour, group.device) };
+            let key = worker_key(&spec.seed, members.len());
             members.push(Member { key, compute, executor: machine(group.tokens_per_second) });
         }
     }
     let journal = MemoryJournal::default();
-    let economy = EconomyConfig::emitting(spec.emission).check()?;
-    let verifier = key("verifier key", 0);
-    let trusted = verifier.public();
+    let audit = spec.audits.map(|audits| audits.policy).unwrap_or_default();
+    let economy = EconomyConfig { audit, ..EconomyConfig::emitting(spec.emission) }.check()?;
+    let speeds = scenario.verifiers.iter().flat_map(|group| (0..group.count).map(|_| group.tokens_per_second));
+    let machines: Vec<Rc<Machine>> = speeds.map(machine).collect();
+    let trusted: BTreeSet<PublicKey> = cast.verifiers.iter().map(|(key, _)| *key).collect();
     let log = Rc::new(RefCell::new(Log::default()));
 
     let (notes, mut heard) = mpsc::unbounded_channel();
@@ -217,12 +186,13 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
     let swarm = Swarm {
         state,
         end: Some(Round(scenario.job.rounds)),
-        verifier,
-        others: [].into(),
-        judge: None,
+        secrets: scenario.audits.is_some().then(|| scenario.secrets(seed)),
+        verifier: verifier_key(&spec.seed, 0),
+        others: trusted.clone(),
+        judge: Some(panel(&cast, machines, &central, &watch, spec.seed)),
         records: Box::new(MemoryRecords),
         economy,
-        journal: Box::new(Direct::new(journal.clone(), key("ledger key", 0))),
+        journal: Box::new(Direct::new(journal.clone(), key(&spec.seed, "ledger key", 0))),
         clock: Arc::new(VirtualClock),
         compute: central,
         executor: machine(u64::MAX),
@@ -233,24 +203,17 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         #[expect(clippy::expect_used, reason = "actix takes no error here; without a runtime there is nothing to do")]
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("an event queue")
     });
+    let caught: RefCell<BTreeMap<PublicKey, Caught>> = RefCell::default();
     let (network, links) = (scenario.network, spec.seed.derive("network", 0));
     let (state, took) = system.block_on(async {
         let start = tokio::time::Instant::now();
         START.set(Some(start));
         let running = swarm.start(members, |worker, coordinator| {
-            Link::new(worker, network, &links, coordinator, Rc::clone(&log)).start().recipient()
+            let (key, behaviour) = (worker_key(&spec.seed, worker), cast.workers[worker].1);
+            let tamper = Tamper { behaviour, key, blobs: Arc::clone(&blobs) as Arc<dyn Blobs>, first: None };
+            Link::new(worker, network, &links, coordinator, tamper, Rc::clone(&log)).start().recipient()
         })?;
-        let finished = async {
-            while let Some(note) = heard.recv().await {
-                log.borrow_mut().write(&format!("{note:?}"));
-                match note {
-                    Note::Coordinator(Report::Finished) => return Ok(()),
-                    Note::Fatal(error) => return Err(SimError::Broken(error)),
-                    _ => {}
-                }
-            }
-            Err(SimError::Broken("everybody who could say anything is gone".to_owned()))
-        };
+        let finished = follow(&mut heard, &log, &caught);
         match tokio::time::timeout(PATIENCE, finished).await {
             Ok(result) => result?,
             Err(_) => log.borrow_mut().write("patience ran out"),
@@ -260,84 +223,85 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         state.map(|state| (*state, took)).map_err(|error| SimError::Broken(error.to_string()))
     })?;
 
-    let config = LedgerConfig { economy, verifiers: [trusted].into() };
+    let config = LedgerConfig { economy, verifiers: trusted };
     let ledger = Ledger::open(config, &mut journal.clone())?;
     ledger.book().assert_invariants();
-    Ok(outcome(scenario, seed, &state, &behaviours, ledger.journal().head(), took, log.take().lines))
+    let (workers, verifiers) = (cast.workers, cast.verifiers);
+    let played = Played { state, ledger, workers, verifiers, caught: caught.take(), took, log: log.take().lines };
+    Ok(outcome(scenario, seed, played))
 }
 
-fn outcome(
-    scenario: &Scenario,
-    seed: u64,
-    state: &State,
-    behaviours: &[(PublicKey, Behaviour)],
-    ledger: Digest,
-    took: Duration,
-    log: Vec<String>,
-) -> Outcome {
-    let worker = |(key, behaviour): &(PublicKey, Behaviour)| {
-        let record = state.workers().get(key).copied().unwrap_or_default();
-        WorkerOutcome {
-            honest: behaviour.is_honest(),
-            accepted: record.accepted,
-            rejected: record.rejected,
-            pay: record.pay,
+/// Writes down what happens until everything is done.
+async fn follow(
+    heard: &mut mpsc::UnboundedReceiver<Note>,
+    log: &RefCell<Log>,
+    caught: &RefCell<BTreeMap<PublicKey, Caught>>,
+) -> Result<(), SimError> {
+    let mut open = Round(0);
+    while let Some(note) = heard.recv().await {
+        let found = match &note {
+            Note::Coordinator(Report::Rejected { worker, layer, .. }) => Some((*worker, *layer)),
+            Note::Coordinator(Report::Convicted { worker, .. }) => Some((*worker, Layer::Replay)),
+            Note::Coordinator(Report::RoundClosed { round, .. }) => {
+                open = round.next();
+                None
+            }
+            _ => None,
+        };
+        if let Some((worker, layer)) = found {
+            caught.borrow_mut().entry(worker).or_insert(Caught { round: open, layer });
         }
-    };
-    let workers: Vec<WorkerOutcome> = behaviours.iter().map(worker).collect();
-    let losses: Vec<f64> = state.lineage().iter().filter_map(|model| model.loss).collect();
-    let model = state.lineage().last().map_or(Digest::of(&[]), |model| model.digest);
-    let failures = failures(scenario, state, &workers, &losses, took);
-    let everything = [log.join("\n").as_bytes(), model.as_bytes(), ledger.as_bytes()].concat();
-    Outcome {
-        seed,
-        state_hash: Digest::in_domain("hydra simulation v1", &everything),
-        passed: failures.is_empty(),
-        failures,
-        events: log.len(),
-        virtual_seconds: took.as_secs_f64(),
-        losses,
-        model,
-        ledger,
-        workers,
-        log,
+        log.borrow_mut().write(&format!("{note:?}"));
+        match note {
+            Note::Coordinator(Report::Finished) => return Ok(()),
+            Note::Fatal(error) => return Err(SimError::Broken(error)),
+            _ => {}
+        }
+    }
+    Err(SimError::Broken("everybody who could say anything is gone".to_owned()))
+}
+
+/// Who takes part, and how they behave, in the order of the scenario.
+struct Cast {
+    workers: Vec<(PublicKey, Behaviour)>,
+    verifiers: Vec<(PublicKey, VerifierBehaviour)>,
+}
+
+impl Cast {
+    fn of(scenario: &Scenario, seed: &Seed) -> Self {
+        let workers = scenario.workers.iter().flat_map(|group| (0..group.count).map(|_| group.behaviour));
+        let verifiers = scenario.verifiers.iter().flat_map(|group| (0..group.count).map(|_| group.behaviour));
+        Self {
+            workers: workers.enumerate().map(|(index, does)| (worker_key(seed, index).public(), does)).collect(),
+            verifiers: verifiers.enumerate().map(|(index, does)| (verifier_key(seed, index).public(), does)).collect(),
+        }
     }
 }
 
-fn failures(
-    scenario: &Scenario,
-    state: &State,
-    workers: &[WorkerOutcome],
-    losses: &[f64],
-    took: Duration,
-) -> Vec<String> {
-    let expect = &scenario.expect;
-    let mut failures = Vec::new();
-    let mut demand = |holds: bool, failure: String| {
-        if !holds {
-            failures.push(failure);
-        }
-    };
-    let done = state.round().0;
-    demand(done == scenario.job.rounds, format!("{done} of {} rounds were done", scenario.job.rounds));
-    if let (Some(bound), Some(loss)) = (expect.loss_below, losses.last()) {
-        demand(*loss < bound, format!("the validation loss is {loss:.4}, not below {bound}"));
-    }
-    let cheats = || workers.iter().filter(|worker| !worker.honest);
-    if let Some(least) = expect.rejected_at_least {
-        let rejected: u64 = cheats().map(|worker| worker.rejected).sum();
-        demand(rejected >= least, format!("{rejected} submissions of cheats were rejected, not at least {least}"));
-    }
-    if expect.honest_lose_nothing {
-        let lost: u64 = workers.iter().filter(|worker| worker.honest).map(|worker| worker.rejected).sum();
-        demand(lost == 0, format!("{lost} submissions of honest workers were rejected"));
-    }
-    if expect.cheats_earn_nothing {
-        let paid: i64 = cheats().map(|worker| worker.pay.micro()).sum();
-        demand(paid == 0, format!("cheats were paid {paid} µHYD"));
-    }
-    if let Some(within) = expect.within_seconds {
-        demand(took.as_secs() < within, format!("it took {:.0} virtual seconds, not {within}", took.as_secs_f64()));
-    }
-    failures
+fn key(seed: &Seed, label: &str, index: usize) -> Keypair {
+    Keypair::from_secret(seed.derive(label, index as u64).as_bytes())
+}
+
+fn worker_key(seed: &Seed, index: usize) -> Keypair {
+    key(seed, "worker key", index)
+}
+
+fn verifier_key(seed: &Seed, index: usize) -> Keypair {
+    key(seed, "verifier key", index)
+}
+
+/// All verifiers, each on its machine.
+fn panel(cast: &Cast, machines: Vec<Rc<Machine>>, compute: &Arc<Compute>, watch: &Watch, seed: Seed) -> swarm::Judge {
+    let (compute, watch, behaviours) = (Arc::clone(compute), watch.clone(), cast.verifiers.clone());
+    Box::new(move |coordinator| {
+        let judge = |(index, ((_, behaviour), executor)): (usize, ((PublicKey, VerifierBehaviour), Rc<Machine>))| {
+            let (compute, watch) = (Arc::clone(&compute), watch.clone());
+            let key = verifier_key(&seed, index);
+            let ports = VerifierPorts { compute, executor, watch, coordinator: coordinator.clone() };
+            let verifier = Verifier::new(Audit::new(key.clone()), ports).start().recipient();
+            Judge { key, behaviour, verifier }
+        };
+        let judges = behaviours.into_iter().zip(machines).enumerate().map(judge).collect();
+        Panel { judges, coordinator: coordinator.clone(), turn: 0 }.start().recipient()
+    })
 }

@@ -14,9 +14,10 @@ use super::progress::Progress;
 use super::run::{self, Ended, OnStop, RunOptions};
 use crate::coordinator::Inspect;
 use crate::http::{Admission, AdmissionRule, Desk, Hub, Server, ServerConfig, ServerLimits, ServerParts, TlsFiles};
-use crate::protocol::{PublicKey, limits};
+use crate::protocol::{Auditors, PublicKey, limits};
 use crate::runtime::{Clock, Executor, Stopwatch, SystemClock, Threads};
 use crate::store::Blobs;
+use crate::swarm::Judge;
 use crate::training::Manifest;
 
 /// How long workers have to hear that the run is over, before the server goes away.
@@ -48,6 +49,9 @@ pub(super) struct CoordinatorArgs {
     /// Public keys of verifiers on other computers, which then do all the verifying [default: verify here]
     #[arg(long, value_name = "KEY", num_args = 1..)]
     verifier: Vec<PublicKey>,
+    /// Who computes part of the work again [default: verifiers]
+    #[arg(long, value_enum)]
+    audits: Option<AuditsName>,
     /// Certificate chain for HTTPS, a PEM file
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -69,6 +73,26 @@ enum AdmissionName {
     Invited,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AuditsName {
+    /// Verifiers, and this process where none are named
+    Verifiers,
+    /// Other workers, who do not know it: a quorum of two or more, where nobody is trusted to compute
+    Peers,
+    /// Nobody: whoever may take part is trusted
+    None,
+}
+
+impl From<AuditsName> for Option<Auditors> {
+    fn from(name: AuditsName) -> Self {
+        match name {
+            AuditsName::Verifiers => Some(Auditors::Verifiers),
+            AuditsName::Peers => Some(Auditors::Peers),
+            AuditsName::None => None,
+        }
+    }
+}
+
 impl From<AdmissionName> for AdmissionRule {
     fn from(name: AdmissionName) -> Self {
         match name {
@@ -83,14 +107,18 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     let options = &args.options;
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
-    let run = options.open(args.tasks.unwrap_or(4), 0)?;
+    let run = options.open(args.tasks.unwrap_or(4), 0, args.audits.unwrap_or(AuditsName::Verifiers).into())?;
+    let there = run.state.spec().audits.map(|audits| audits.by);
+    if args.audits.is_some_and(|wanted| Option::<Auditors>::from(wanted) != there) {
+        return Err(run::conflict("--audits", "other audits"));
+    }
     let (blobs, spec) = (Arc::clone(&run.blobs), run.state.spec().clone());
     let manifest = Manifest::decode(&blobs.get(&spec.dataset)?)?;
     let mut dataset: BTreeSet<_> = manifest.shards().collect();
     dataset.insert(spec.dataset);
     let state = run.folder.path().to_owned();
     let admission = Admission::open(args.admission.into(), &state.join("admission.json"), args.allow.iter().copied())?;
-    let executor: Rc<dyn Executor> = Rc::new(Threads::new(super::cores(), 1)?);
+    let executor: Rc<dyn Executor> = Rc::new(Threads::with_service(super::cores(), 1)?);
 
     let address = listener.local_addr()?;
     let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
@@ -117,7 +145,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     let system = run::system();
     let result: Result<_, Failure> = system.block_on(async {
         let desk = (!others.is_empty()).then(|| Desk::new(Arc::clone(&clock)).start());
-        swarm.judge = desk.clone().map(actix::Addr::recipient);
+        swarm.judge = desk.clone().map(|desk| Box::new(move |_| desk.recipient()) as Judge);
         let running = swarm.start(vec![], |_, coordinator| coordinator)?;
         let parts = ServerParts {
             coordinator: running.coordinator.clone(),

@@ -10,6 +10,7 @@ mod report;
 mod run;
 mod teller;
 mod up;
+mod verdicts;
 mod verifier;
 mod wallet;
 mod worker;
@@ -50,7 +51,8 @@ enum Command {
     Up(Box<up::UpArgs>),
     Coordinator(Box<coordinator::CoordinatorArgs>),
     Worker(Box<worker::WorkerArgs>),
-    Verifier(verifier::VerifierArgs),
+    Verifier(Box<verifier::VerifierArgs>),
+    Verdicts(verdicts::VerdictsArgs),
     Generate(generate::GenerateArgs),
     Device(device::DeviceArgs),
     Ledger(ledger::LedgerArgs),
@@ -81,6 +83,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Coordinator(args) => coordinator::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Verifier(args) => verifier::run(&args),
+        Command::Verdicts(args) => verdicts::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Device(args) => device::run(&args),
         Command::Ledger(args) => ledger::run(&args),

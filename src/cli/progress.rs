@@ -4,7 +4,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::{bits, thousands};
-use crate::coordinator::Report;
+use crate::coordinator::{Ending, Report};
 use crate::protocol::{PublicKey, Round, RunSpec};
 use crate::runtime::Note;
 
@@ -57,7 +57,7 @@ impl Progress {
 
     fn report(&mut self, report: &Report) {
         match report {
-            Report::Rejected { round, worker, reason } => self.rejected(*round, worker, reason),
+            Report::Rejected { round, worker, reason, .. } => self.rejected(*round, worker, reason),
             Report::RoundClosed { accepted, round, .. } => {
                 self.closed = *accepted;
                 self.failures = 0;
@@ -79,7 +79,26 @@ impl Progress {
                     bits(*loss),
                 ));
             }
-            Report::Finished => {}
+            Report::Audited { ending: Ending::Clean, .. } | Report::Finished => {}
+            Report::Audited { round, worker, ending } => {
+                let ended = match ending {
+                    Ending::False => "false, and that is final",
+                    _ => "not to be judged in time: nothing is held against it",
+                };
+                self.say(&format!("  round {round}: the work of {} is {ended}", worker.short()));
+            }
+            Report::Convicted { round, worker, task } => {
+                let (worker, task) = (worker.short(), task.0.short());
+                self.say(&format!(
+                    "  round {round}: verifiers found the work of {worker} false (task {task}); it may appeal"
+                ));
+            }
+            Report::Forfeited { worker, lost } => {
+                self.say(&format!("  {} has lost {lost} HYD for it", worker.short()));
+            }
+            Report::StruckOff { verifier } => {
+                self.say(&format!("  the verifier {} is not believed any more", verifier.short()));
+            }
         }
     }
 

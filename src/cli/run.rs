@@ -22,8 +22,8 @@ use crate::data;
 use crate::ledger::{Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
-    Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, PublicKey, Round, RunSpec, Schedule,
-    Seed, Timing, limits,
+    Aggregation, AuditPolicy, Auditors, Audits, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer,
+    PublicKey, Round, RunSpec, Schedule, SecretChain, Seed, Timing, limits,
 };
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Watch};
 use crate::store::{Blobs, Database, FolderBlobs, Goal, GroupCommit, LedgerStore, RunStore, StateDir};
@@ -126,6 +126,8 @@ pub(super) struct OpenRun {
     pub compute: Arc<Compute>,
     pub state: State,
     pub verifier: Keypair,
+    /// What decides who is audited, where anybody is.
+    pub secrets: Option<SecretChain>,
     /// The first round that is not to be trained, if any.
     pub end: Option<Round>,
 }
@@ -147,7 +149,7 @@ impl OpenRun {
         watch: Watch,
         others: BTreeSet<PublicKey>,
     ) -> Result<(Swarm, Began), Failure> {
-        let Self { folder, store, blobs, compute, state, verifier, end } = self;
+        let Self { folder, store, blobs, compute, state, verifier, secrets, end } = self;
         let database = StateDir::database(folder.path());
         let journal = LedgerStore::new(Database::open(&database)?)?;
         let journal = GroupCommit::start(journal, LedgerStore::read_only(&database)?, folder.key("ledger")?)?;
@@ -158,6 +160,7 @@ impl OpenRun {
         let swarm = Swarm {
             state,
             end,
+            secrets,
             verifier,
             others,
             judge: None,
@@ -175,11 +178,11 @@ impl OpenRun {
 
 impl RunOptions {
     /// Opens the run in the state directory, or makes a new one with `tasks` tasks a round. Refuses one of which so many
-    /// `workers` in this process have no room.
-    pub fn open(&self, tasks: u32, workers: u32) -> Result<OpenRun, Failure> {
+    /// `workers` in this process have no room. In a new run work is audited by `auditors`, or not at all.
+    pub fn open(&self, tasks: u32, workers: u32, auditors: Option<Auditors>) -> Result<OpenRun, Failure> {
         let device = device(&self.device)?;
         let engine = BurnEngine::new(device);
-        let draft = self.spec(tasks, Digest::of(&[]));
+        let mut draft = self.spec(tasks, Digest::of(&[]));
         draft.validate().map_err(|error| Failure::Usage(error.into()))?;
         let given = if self.data.is_empty() { None } else { Some(data::read(&self.data)?) };
 
@@ -211,6 +214,10 @@ impl RunOptions {
             }
             None => {
                 check_memory(&draft, device, workers)?;
+                if let Some(by) = auditors {
+                    let anchor = SecretChain::whole(&folder.make_audit_seed()?).anchor();
+                    draft.audits = Some(Audits { policy: AuditPolicy::default(), by, anchor });
+                }
                 self.create(draft, given, &mut store, &compute)?
             }
         };
@@ -228,8 +235,18 @@ impl RunOptions {
         needed.extend(compute.dataset_blobs(&state.spec().dataset)?);
         blobs.retain(&needed)?;
         let verifier = folder.key("verifier")?;
+        let secrets = match state.spec().audits {
+            Some(audits) => {
+                let secrets = folder.audit_seed()?.map(|seed| SecretChain::whole(&seed));
+                Some(secrets.filter(|secrets| secrets.anchor() == audits.anchor).context(
+                    "the secret of the run's audits (audits.secret in the state directory) is not there, or not that of \
+                     this run. Restore it from a copy, or begin anew with --fresh (which keeps the old run aside)",
+                )?)
+            }
+            None => None,
+        };
         let end = plan(self.rounds, &mut store, state.round())?;
-        Ok(OpenRun { folder, store, blobs, compute, state, verifier, end })
+        Ok(OpenRun { folder, store, blobs, compute, state, verifier, secrets, end })
     }
 
     /// Makes a new run: the dataset and the initial weights as blobs, then one transaction that says they are there.
@@ -281,6 +298,7 @@ impl RunOptions {
             validation_windows: VALIDATION_WINDOWS,
             emission: Emission::default(),
             timing: Timing::default(),
+            audits: None,
         }
     }
 
@@ -334,7 +352,7 @@ fn check_memory(spec: &RunSpec, device: DeviceChoice, workers: u32) -> Result<()
     fits(&recipe, &spec.optimizer, device, workers.min(u32::try_from(cores()).unwrap_or(u32::MAX)))
 }
 
-fn conflict(flag: &str, is: &str) -> Failure {
+pub(super) fn conflict(flag: &str, is: &str) -> Failure {
     Failure::Other(anyhow!(
         "the state directory holds a run with {is}, which {flag} does not match. Leave {flag} out to go on with that \
          run, choose another --state-dir, or begin anew with --fresh (which keeps the old run aside)"
@@ -519,5 +537,6 @@ pub(super) fn report(options: &RunOptions, began: &Began, state: &State) -> Resu
 
 /// The economy of a run: it says what rounds emit, the rest are defaults.
 pub(super) fn economy(spec: &RunSpec) -> Result<Economy, EconomyError> {
-    EconomyConfig::emitting(spec.emission).check()
+    let audit = spec.audits.map(|audits| audits.policy).unwrap_or_default();
+    EconomyConfig { audit, ..EconomyConfig::emitting(spec.emission) }.check()
 }

@@ -8,7 +8,7 @@ use super::Failure;
 use super::progress::Progress;
 use super::run::{self, OnStop, RunOptions};
 use crate::coordinator::Inspect;
-use crate::protocol::{Keypair, limits};
+use crate::protocol::{Auditors, Keypair, limits};
 use crate::runtime::{Executor, Threads};
 use crate::swarm::Member;
 use crate::worker;
@@ -24,12 +24,18 @@ pub(super) struct UpArgs {
     /// How many workers train side by side [default: one a core, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::LOCAL_WORKERS_MAX)))]
     workers: Option<u32>,
+    /// Compute part of the work again, as where workers are not trusted [default: they are, they are this process]
+    #[arg(long)]
+    audits: bool,
 }
 
 pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let options = &args.options;
     let wanted = args.workers.unwrap_or_else(default_workers);
-    let run = options.open(wanted, wanted)?;
+    let run = options.open(wanted, wanted, args.audits.then_some(Auditors::Verifiers))?;
+    if args.audits && run.state.spec().audits.is_none() {
+        return Err(run::conflict("--audits", "no audits"));
+    }
     let workers = args.workers.unwrap_or_else(|| default_workers().min(run.state.spec().tasks_per_round));
     let keys: Vec<Keypair> =
         (1..=workers).map(|number| run.folder.key(&format!("worker-{number}"))).collect::<Result<_, _>>()?;

@@ -7,7 +7,7 @@ use super::RecordStore;
 use super::core::{Effect, Event, Rounds};
 use super::state::{Record, State};
 use crate::compute::{AggregateJob, Compute, ComputeError};
-use crate::protocol::{Digest, Round, RunSpec, Signed, WorkerReply, limits};
+use crate::protocol::{Digest, RunSpec, WorkerReply, limits};
 use crate::runtime::{self, Clock, Delivery, Executor, Note, Watch, Work, WorkKind};
 use crate::{ledger, verifier};
 
@@ -94,7 +94,11 @@ impl Coordinator {
             Effect::Persist(_) => {}
             Effect::Reply { reply, body } => reply(body),
             Effect::Judge(job) => runtime::send(ctx, &self.ports.verifier, verifier::Event::Judge(job)),
-            Effect::Pay { round, verdicts } => self.pay(round, verdicts, ctx),
+            Effect::Pay { round, verdicts } => {
+                let run = self.core.state().spec().id();
+                self.ask_ledger(ledger::Request::PayRound { run, round, verdicts }, ctx);
+            }
+            Effect::Forfeit { verdict } => self.ask_ledger(ledger::Request::Forfeit { verdict }, ctx),
             Effect::Aggregate { round, base, momentum, updates } => {
                 let job = AggregateJob { base, momentum, updates };
                 self.compute(ctx, move |compute, spec| {
@@ -113,8 +117,7 @@ impl Coordinator {
         }
     }
 
-    fn pay(&self, round: Round, verdicts: Vec<Signed>, ctx: &mut Context<Self>) {
-        let request = ledger::Request::PayRound { run: self.core.state().spec().id(), round, verdicts };
+    fn ask_ledger(&self, request: ledger::Request, ctx: &mut Context<Self>) {
         let reply = ctx.address().recipient();
         runtime::send(ctx, &self.ports.ledger, ledger::Ask { request, reply });
     }
@@ -177,6 +180,11 @@ impl Handler<ledger::Answer> for Coordinator {
             ledger::Answer::RoundPaid { round, pays, .. } => {
                 let pays = pays.into_iter().map(|(worker, _, amount)| (worker, amount)).collect();
                 self.take(Event::RoundPaid { round, pays }, ctx);
+            }
+            ledger::Answer::Forfeited(ledger::Forfeited { finding, worker, unvested, stake, .. }) => {
+                // Together less than there is, which is an amount.
+                let lost = unvested.checked_add(stake).unwrap_or(unvested);
+                self.take(Event::Forfeited { finding, worker, lost }, ctx);
             }
             ledger::Answer::Refused { error, .. } => self.ports.watch.fatal(&error),
             // Answers to what it never asks.

@@ -5,11 +5,15 @@
 //! where it was. [`Coordinator`] is the actor.
 
 mod actor;
+mod audits;
 mod core;
+mod recheck;
 mod state;
 
 pub use self::core::{Effect, Event, Report, Rounds};
 pub use actor::{Coordinator, CoordinatorPorts, Inspect, Look, ReplyTo};
+pub use audits::{CaseId, DrawnResult, Ending, RoundDraw, VerifierRecord};
+pub use recheck::{RecheckError, Rechecked, recheck};
 pub use state::{BaseModel, Record, State, WorkerRecord};
 
 use std::fmt;

@@ -2,8 +2,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use super::audits::{Case, CaseId, Ending, Peer, RoundDraw, VerifierRecord};
 use crate::protocol::{
-    Amount, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, TaskId, Time, limits,
+    Amount, Auditors, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, TaskId, Time,
+    limits,
 };
 use crate::verifier::checks::relative_norm;
 
@@ -82,8 +84,78 @@ pub enum Record {
         /// When.
         at: Time,
     },
-    /// The round's work is done: what was accepted is to be paid and aggregated.
-    RoundClosed,
+    /// The round's work is done: what was accepted is to be paid and aggregated, and in part computed again.
+    RoundClosed {
+        /// When.
+        at: Time,
+        /// What decides by whom; nothing in a run without audits.
+        secret: Option<Digest>,
+        /// Whether to test the verifiers too.
+        test: bool,
+    },
+    /// A verifier has computed a result again.
+    Opinion {
+        /// The signed verdict.
+        verdict: Signed,
+    },
+    /// A task was lent to another worker, who does not know that it was done before.
+    PeerLeased {
+        /// The result that the copy is to be compared with.
+        case: CaseId,
+        /// To whom.
+        worker: PublicKey,
+        /// Until when.
+        deadline: Time,
+    },
+    /// That worker bound itself to a result.
+    PeerCommitted {
+        /// The result that the copy is to be compared with.
+        case: CaseId,
+        /// Who.
+        worker: PublicKey,
+        /// To what.
+        commitment: Commitment,
+    },
+    /// That worker handed its result in.
+    PeerSubmitted {
+        /// The result that the copy is to be compared with.
+        case: CaseId,
+        /// Who.
+        worker: PublicKey,
+    },
+    /// That worker gave the task back, or what it handed in was of no use.
+    PeerGone {
+        /// The result that the copy is to be compared with.
+        case: CaseId,
+        /// Who.
+        worker: PublicKey,
+    },
+    /// Enough verifiers found a result false: its worker gets no work any more, and may appeal.
+    Convicted {
+        /// The result.
+        case: CaseId,
+        /// When.
+        at: Time,
+    },
+    /// The worker wants another opinion.
+    Appealed {
+        /// On which result.
+        case: CaseId,
+        /// When.
+        at: Time,
+    },
+    /// An audit is over.
+    AuditEnded {
+        /// Of which result.
+        case: CaseId,
+        /// How.
+        ending: Ending,
+    },
+    /// The ledger has taken what false work costs.
+    Forfeited {
+        /// The name of what was found.
+        finding: Digest,
+    },
     /// The ledger has paid for a round.
     RoundPaid {
         /// The round.
@@ -117,6 +189,13 @@ pub struct State {
     pub(super) lineage: Vec<BaseModel>,
     pub(super) workers: BTreeMap<PublicKey, WorkerRecord>,
     pub(super) recent_norms: VecDeque<f32>,
+    pub(super) cases: BTreeMap<CaseId, Case>,
+    /// Replays that are to be paid with the next round.
+    pub(super) replays: Vec<Signed>,
+    /// False work that the ledger has not heard of yet, by the name of the finding.
+    pub(super) forfeits: BTreeMap<Digest, Signed>,
+    pub(super) verifiers: BTreeMap<PublicKey, VerifierRecord>,
+    pub(super) draws: BTreeMap<Round, RoundDraw>,
 }
 
 /// A base model in the lineage of a run.
@@ -141,6 +220,16 @@ pub struct WorkerRecord {
     pub tokens: u64,
     /// What the ledger paid for them.
     pub pay: Amount,
+    /// Tasks accepted since the last that was rejected: what the audit rate goes by.
+    pub clean: u32,
+    /// Tasks that were computed again, and were right.
+    pub audited: u64,
+    /// Tasks that were computed again, and were false.
+    pub found_false: u64,
+    /// Audits that are owed.
+    pub owed: u32,
+    /// Whether it gets no more work: some of its own was found false, or is about to be.
+    pub banned: bool,
 }
 
 /// A task of the open round.
@@ -204,6 +293,11 @@ impl State {
             lineage: Vec::new(),
             workers: BTreeMap::new(),
             recent_norms: VecDeque::new(),
+            cases: BTreeMap::new(),
+            replays: Vec::new(),
+            forfeits: BTreeMap::new(),
+            verifiers: BTreeMap::new(),
+            draws: BTreeMap::new(),
         }
     }
 
@@ -217,15 +311,18 @@ impl State {
         state
     }
 
-    /// Every blob but the dataset that the run still needs: the newest models, the outer momentum, and what was handed in
-    /// or committed for the open round.
+    /// Every blob but the dataset that the run still needs: the newest models, the outer momentum, what was handed in or
+    /// committed for the open round, and what audits are about.
     #[must_use]
     pub fn blobs(&self) -> BTreeSet<Digest> {
         let newest = self.lineage.len().saturating_sub(limits::MODELS_KEPT as usize);
         let models = self.lineage.iter().skip(newest).map(|model| model.digest);
         let committed = self.slots.iter().flat_map(|slot| slot.commitments.values().map(|(_, made)| made.payload));
         let handed_in = self.slots.iter().filter_map(|slot| slot.stage.payload());
-        models.chain(self.momentum).chain(committed).chain(handed_in).collect()
+        let audited = self.cases.values().flat_map(|case| [case.payload, case.task.base]);
+        let copies = self.cases.values().flat_map(|case| case.peers.values());
+        let copies = copies.filter_map(|peer| peer.commitment.map(|commitment| commitment.payload));
+        models.chain(self.momentum).chain(committed).chain(handed_in).chain(audited).chain(copies).collect()
     }
 
     /// Changes the state. Records were valid when they were made; one that fits nothing changes nothing.
@@ -248,7 +345,42 @@ impl State {
                 self.opened = *at;
                 self.slots.iter_mut().for_each(|slot| slot.shut_out.clear());
             }
-            Record::RoundClosed => self.close(),
+            Record::RoundClosed { at, secret, test } => self.close(*at, *secret, *test),
+            Record::Opinion { verdict } => self.hear(verdict),
+            Record::PeerLeased { case, worker, deadline } => {
+                self.workers.entry(*worker).or_default();
+                if let Some(case) = self.cases.get_mut(case) {
+                    let peer = Peer { deadline: *deadline, commitment: None, handed_in: false };
+                    case.peers.insert(*worker, peer);
+                }
+            }
+            Record::PeerCommitted { case, worker, commitment } => {
+                if let Some(peer) = self.cases.get_mut(case).and_then(|case| case.peers.get_mut(worker)) {
+                    peer.commitment = Some(*commitment);
+                }
+            }
+            Record::PeerSubmitted { case, worker } => {
+                if let Some(peer) = self.cases.get_mut(case).and_then(|case| case.peers.get_mut(worker)) {
+                    peer.handed_in = true;
+                }
+            }
+            Record::PeerGone { case, worker } => {
+                if let Some(peer) = self.cases.get_mut(case).and_then(|case| case.peers.get_mut(worker)) {
+                    // Stays on the list, so that it is not lent to the same worker again.
+                    *peer = Peer { deadline: Time(0), commitment: None, handed_in: false };
+                }
+            }
+            Record::Convicted { case, at } => self.convict(case, *at),
+            Record::Appealed { case, at } => {
+                if let Some(case) = self.cases.get_mut(case) {
+                    case.appealed = true;
+                    case.convicted = case.convicted.map(|(_, opinions)| (*at, opinions));
+                }
+            }
+            Record::AuditEnded { case, ending } => self.end_audit(case, *ending),
+            Record::Forfeited { finding } => {
+                self.forfeits.remove(finding);
+            }
             Record::Leased { index, .. }
             | Record::GivenBack { index, .. }
             | Record::Committed { index, .. }
@@ -289,7 +421,9 @@ impl State {
             }
             Record::Rejected { .. } => {
                 if let Some(worker) = slot.stage.worker() {
-                    self.workers.entry(worker).or_default().rejected += 1;
+                    let record = self.workers.entry(worker).or_default();
+                    record.rejected += 1;
+                    record.clean = 0;
                     slot.leases.remove(&worker);
                     slot.shut_out.insert(worker);
                     slot.stage = Stage::Open;
@@ -328,13 +462,17 @@ impl State {
         self.slots.get(*self.places.get(task)?)
     }
 
-    fn close(&mut self) {
+    fn close(&mut self, at: Time, secret: Option<Digest>, test: bool) {
         self.closed = true;
+        if let Some(secret) = secret {
+            self.draw(at, secret, test);
+        }
         let mut verdicts = Vec::new();
         for slot in &self.slots {
             if let Stage::Accepted { worker, norm, verdict, .. } = &slot.stage {
                 let record = self.workers.entry(*worker).or_default();
                 record.accepted += 1;
+                record.clean = record.clean.saturating_add(1);
                 record.tokens += slot.task.tokens();
                 self.recent_norms.push_back(relative_norm(&slot.task, *norm));
                 verdicts.push(verdict.clone());
@@ -343,6 +481,7 @@ impl State {
         while self.recent_norms.len() > limits::NORM_HISTORY {
             self.recent_norms.pop_front();
         }
+        verdicts.append(&mut self.replays);
         self.unpaid.insert(self.round, verdicts);
     }
 
@@ -369,27 +508,46 @@ impl State {
         (self.slots.len() as u32, accepted, count(&lent))
     }
 
-    /// The task of the open round that `worker` has committed to this payload for.
+    /// The task that `worker` has committed to this payload for, and whose payload is still wanted.
     #[must_use]
     pub fn committed(&self, worker: &PublicKey, payload: &Digest) -> Option<&Task> {
-        let slot = self.slots.iter().find(|slot| {
-            let committed = slot.commitments.get(worker);
-            committed.is_some_and(|(_, commitment)| commitment.payload == *payload)
+        let is = |commitment: &Commitment| commitment.payload == *payload;
+        let slot = self.slots.iter().find(|slot| slot.commitments.get(worker).is_some_and(|(_, made)| is(made)));
+        let copy = self.cases.values().find(|case| {
+            case.peers.get(worker).and_then(|peer| peer.commitment).is_some_and(|commitment| is(&commitment))
         });
-        slot.filter(|_| !self.closed).map(|slot| &slot.task)
-    }
-
-    /// Every payload that somebody has committed to in the open round.
-    #[must_use]
-    pub fn committed_payloads(&self) -> BTreeSet<Digest> {
-        let commitments = self.slots.iter().flat_map(|slot| slot.commitments.values());
-        commitments.map(|(_, commitment)| commitment.payload).collect()
+        let slot = slot.filter(|_| !self.closed).map(|slot| &slot.task);
+        slot.or_else(|| copy.map(|case| &case.task))
     }
 
     /// The base models whose weights are kept, oldest first.
     #[must_use]
     pub fn kept_models(&self) -> &[BaseModel] {
         &self.lineage[self.lineage.len().saturating_sub(limits::MODELS_KEPT as usize)..]
+    }
+
+    /// Who was audited in this round, and what came of it; nothing of rounds that are too old, and of runs without
+    /// audits.
+    #[must_use]
+    pub fn draw_of(&self, round: Round) -> Option<&RoundDraw> {
+        self.draws.get(&round)
+    }
+
+    /// What each verifier has computed again.
+    #[must_use]
+    pub fn verifiers(&self) -> &BTreeMap<PublicKey, VerifierRecord> {
+        &self.verifiers
+    }
+
+    /// Whether drawn work is done again by other workers.
+    pub(super) fn asks_peers(&self) -> bool {
+        self.spec.audits.is_some_and(|audits| audits.by == Auditors::Peers)
+    }
+
+    /// Audits that are not over.
+    #[must_use]
+    pub fn audits_open(&self) -> usize {
+        self.cases.len()
     }
 
     /// The specification of the run.

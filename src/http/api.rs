@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Digest, PublicKey, Round, RunId, SessionId, Signed, Time};
+use crate::coordinator::{RoundDraw, VerifierRecord};
+use crate::protocol::{Digest, PublicKey, Round, RunId, RunSpec, SessionId, Signed, Time};
 use crate::verifier::Job;
 
 /// The paths. Those of blobs are followed by a slash and a digest.
@@ -11,6 +12,8 @@ pub mod path {
     pub const HELLO: &str = "/hydra/v1/hello";
     /// How the run stands.
     pub const STATUS: &str = "/hydra/v1/status";
+    /// Who was audited in a round, and what came of it.
+    pub const AUDITS: &str = "/hydra/v1/audits";
     /// What happens, as it happens.
     pub const EVENTS: &str = "/hydra/v1/events";
     /// Asks to be admitted.
@@ -23,10 +26,15 @@ pub mod path {
     pub const SUBMIT: &str = "/hydra/v1/submit";
     /// Gives a task back.
     pub const GIVE_BACK: &str = "/hydra/v1/give-back";
+    /// Appeals against a finding.
+    pub const APPEAL: &str = "/hydra/v1/appeal";
     /// Blobs by digest.
     pub const BLOBS: &str = "/hydra/v1/blobs";
-    /// Something to verify.
-    pub const JOBS: &str = "/hydra/v1/jobs";
+    /// Submissions to look at and to compare.
+    pub const CHECKS: &str = "/hydra/v1/jobs/checks";
+    /// A task to compute again. Both kinds can be asked for side by side, so that what takes long does not hold up what
+    /// others wait for.
+    pub const REPLAYS: &str = "/hydra/v1/jobs/replays";
     /// What a verifier found.
     pub const VERDICTS: &str = "/hydra/v1/verdicts";
     /// Ends the run after the open round.
@@ -83,6 +91,19 @@ pub struct Status {
     pub time: Time,
 }
 
+/// Answers [`path::AUDITS`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundAudits {
+    /// What the run was made of; its digest is the run's id.
+    pub spec: RunSpec,
+    /// The round.
+    pub round: Round,
+    /// Its audits; nothing where the round is still open, too long ago, or the run has no audits.
+    pub draw: Option<RoundDraw>,
+    /// What each verifier has done so far.
+    pub verifiers: Vec<(PublicKey, VerifierRecord)>,
+}
+
 /// Asks [`path::REGISTER`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,7 +129,7 @@ pub struct Upload {
     pub complete: bool,
 }
 
-/// Answers [`path::JOBS`].
+/// Answers [`path::CHECKS`] and [`path::REPLAYS`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LentJob {
     /// To be named with the verdicts.

@@ -86,12 +86,13 @@ impl Handler<coordinator::Event<ReplyTo>> for Courier {
             WorkerRequest::Commit(_) => path::COMMIT,
             WorkerRequest::Submit(_) => path::SUBMIT,
             WorkerRequest::GiveBack(_) => path::GIVE_BACK,
+            WorkerRequest::Appeal(_) => path::APPEAL,
         };
         self.carried += 1;
         let backoff = Backoff::new(&self.seed.derive("request", self.carried));
         let carry = carry(Arc::clone(&self.client), path, request, backoff, Arc::clone(&self.tell));
         let carry = async move { reply(carry.await) };
-        if matches!(content, WorkerRequest::GiveBack(_)) {
+        if matches!(content, WorkerRequest::GiveBack(_) | WorkerRequest::Appeal(_)) {
             // Nobody waits for the answer, and the next request comes at once.
             ctx.spawn(carry.into_actor(self));
         } else {
@@ -133,6 +134,8 @@ async fn carry(
 /// Stands for the coordinator in a verifier's process: brings jobs, one at a time, and takes the verdicts back.
 pub struct JobCourier {
     client: Arc<Client>,
+    /// Where jobs of its kind are.
+    path: &'static str,
     seed: Seed,
     verifier: Recipient<verifier::Event>,
     /// The job that the verifier is at.
@@ -158,14 +161,15 @@ impl Message for GiveUpJob {
 }
 
 impl JobCourier {
-    /// A courier that calls with `client` and brings jobs to `verifier`; `seed` spreads its retries.
+    /// A courier that calls with `client` and brings jobs from `path` to `verifier`; `seed` spreads its retries.
     pub fn new(
         client: Arc<Client>,
+        path: &'static str,
         seed: Seed,
         verifier: Recipient<verifier::Event>,
         tell: impl Fn(Option<&ClientError>) + Send + Sync + 'static,
     ) -> Self {
-        Self { client, seed, verifier, job: None, fetched: 0, tell: Arc::new(tell) }
+        Self { client, path, seed, verifier, job: None, fetched: 0, tell: Arc::new(tell) }
     }
 
     fn backoff(&mut self) -> Backoff {
@@ -175,11 +179,11 @@ impl JobCourier {
 
     fn fetch(&mut self, ctx: &mut Context<Self>) {
         self.job = None;
-        let (client, me, tell, mut backoff) =
-            (Arc::clone(&self.client), ctx.address(), Arc::clone(&self.tell), self.backoff());
+        let (client, path, me, tell, mut backoff) =
+            (Arc::clone(&self.client), self.path, ctx.address(), Arc::clone(&self.tell), self.backoff());
         let fetch = async move {
             loop {
-                let error = match client.poll::<LentJob>(path::JOBS).await {
+                let error = match client.poll::<LentJob>(path).await {
                     Ok(Some(job)) => {
                         tell(None);
                         return me.do_send(Got(job));

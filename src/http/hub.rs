@@ -36,6 +36,8 @@ pub struct Hub {
     loss: Gauge<f64, AtomicU64>,
     accepted: Counter,
     rejected: Counter,
+    audited: Counter,
+    convicted: Counter,
     workers: Gauge<i64, AtomicI64>,
     seen: Mutex<BTreeMap<PublicKey, Seen>>,
     open: Mutex<BTreeMap<IpAddr, usize>>,
@@ -77,6 +79,8 @@ impl Default for Hub {
             loss: Gauge::default(),
             accepted: Counter::default(),
             rejected: Counter::default(),
+            audited: Counter::default(),
+            convicted: Counter::default(),
             workers: Gauge::default(),
             seen: Mutex::default(),
             open: Mutex::default(),
@@ -92,6 +96,8 @@ impl Default for Hub {
         registry.register("validation_loss", "Newest validation loss, nats a token", hub.loss.clone());
         registry.register("tasks_accepted", "Tasks accepted by this process", hub.accepted.clone());
         registry.register("tasks_rejected", "Submissions rejected by this process", hub.rejected.clone());
+        registry.register("audits_ended", "Audits that ended in this process", hub.audited.clone());
+        registry.register("results_false", "Results found false by this process", hub.convicted.clone());
         registry.register("workers", "Workers heard from in the last minute", hub.workers.clone());
         hub
     }
@@ -110,7 +116,9 @@ impl Hub {
                     self.tokens.set(i64::try_from(*tokens).unwrap_or(i64::MAX));
                     self.loss.set(*loss);
                 }
-                Report::Finished => {}
+                Report::Audited { .. } => drop(self.audited.inc()),
+                Report::Convicted { .. } => drop(self.convicted.inc()),
+                Report::Forfeited { .. } | Report::StruckOff { .. } | Report::Finished => {}
             }
         }
         // Nobody may be watching.
@@ -187,14 +195,26 @@ impl Hub {
 /// What watchers are told of a note.
 fn event(note: &Note) -> Option<Value> {
     match note {
-        Note::Coordinator(Report::Rejected { round, worker, reason }) => {
-            Some(json!({ "event": "rejected", "round": round, "worker": worker, "reason": reason.to_string() }))
-        }
+        Note::Coordinator(Report::Rejected { round, worker, layer, reason }) => Some(
+            json!({ "event": "rejected", "round": round, "worker": worker, "layer": layer, "reason": reason.to_string() }),
+        ),
         Note::Coordinator(Report::RoundClosed { round, accepted, tokens }) => {
             Some(json!({ "event": "round_closed", "round": round, "accepted": accepted, "tokens": tokens }))
         }
         Note::Coordinator(Report::Evaluated { round, loss, tokens }) => {
             Some(json!({ "event": "evaluated", "round": round, "loss": loss, "tokens": tokens }))
+        }
+        Note::Coordinator(Report::Audited { round, worker, ending }) => {
+            Some(json!({ "event": "audited", "round": round, "worker": worker, "ending": ending }))
+        }
+        Note::Coordinator(Report::Convicted { round, worker, task }) => {
+            Some(json!({ "event": "convicted", "round": round, "worker": worker, "task": task }))
+        }
+        Note::Coordinator(Report::Forfeited { worker, lost }) => {
+            Some(json!({ "event": "forfeited", "worker": worker, "lost": lost }))
+        }
+        Note::Coordinator(Report::StruckOff { verifier }) => {
+            Some(json!({ "event": "struck_off", "verifier": verifier }))
         }
         Note::Coordinator(Report::Finished) => Some(json!({ "event": "finished" })),
         Note::CheckFailed { error } => Some(json!({ "event": "check_failed", "error": error })),

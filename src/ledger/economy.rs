@@ -5,26 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Amount, Balance, Emission, Round};
-
-/// The whole of [`Ppm`].
-const MILLION: u32 = 1_000_000;
-
-/// Parts in a million.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Ppm(pub u32);
-
-impl Ppm {
-    /// All of it.
-    pub const ONE: Self = Self(MILLION);
-
-    /// As a fraction, for estimates.
-    #[must_use]
-    pub fn fraction(self) -> f64 {
-        f64::from(self.0) / f64::from(MILLION)
-    }
-}
+use crate::protocol::{Amount, AuditPolicy, Balance, Emission, Ppm, Round};
 
 /// Every number of the token economy, as somebody wrote it down. [`EconomyConfig::check`] makes an [`Economy`] of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,19 +21,6 @@ pub struct EconomyConfig {
     pub query: QuerySplit,
     /// How long a stake that is taken out can still be slashed.
     pub unstake_delay: Duration,
-}
-
-/// How often the work of a worker with `n` clean results since its last failure is computed again: always, for the first
-/// `probation` results, then with probability max(`floor`, `decay` / n).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuditPolicy {
-    /// Results of a new key that are all audited.
-    pub probation: u32,
-    /// Numerator of the falling rate.
-    pub decay: u32,
-    /// The rate never falls below this.
-    pub floor: Ppm,
 }
 
 /// Shares of what a query costs; they add up to a million.
@@ -72,7 +40,7 @@ impl Default for EconomyConfig {
         Self {
             emission: Emission::default(),
             vesting_rewards: 32,
-            audit: AuditPolicy { probation: 10, decay: 2, floor: Ppm(50_000) },
+            audit: AuditPolicy::default(),
             query: QuerySplit { contributors: Ppm(800_000), treasury: Ppm(150_000), burn: Ppm(50_000) },
             unstake_delay: Duration::from_hours(7 * 24),
         }
@@ -147,17 +115,17 @@ impl EconomyConfig {
             probation.into(),
             "from 1 to the length of the probation",
         )?;
-        range("the lowest audit rate", floor.0.into(), 1, MILLION.into(), "above 0, at most 1000000 ppm")?;
+        range("the lowest audit rate", floor.0.into(), 1, Ppm::ONE.0.into(), "above 0, at most 1000000 ppm")?;
         let month = 30 * 24 * 3_600;
         range("the delay before a stake is back", self.unstake_delay.as_secs(), 0, month, "at most 30 days")?;
         let QuerySplit { contributors, treasury, burn } = self.query;
         let shares = [contributors, treasury, burn].iter().map(|share| u64::from(share.0)).sum();
-        if shares != u64::from(MILLION) {
+        if shares != u64::from(Ppm::ONE.0) {
             return Err(EconomyError::Split(shares));
         }
         let economy = Economy(self);
         // The rate only falls with `clean`, what is at stake stays the same from `vesting_rewards` on.
-        let flat = self.vesting_rewards.max(decay.saturating_mul(MILLION) / floor.0).max(probation) + 1;
+        let flat = self.vesting_rewards.max(decay.saturating_mul(Ppm::ONE.0) / floor.0).max(probation) + 1;
         for clean in 0..=flat {
             let (audit, forfeit) = (economy.audit_rate(clean), clean.min(self.vesting_rewards) + 1);
             let cost_ppm = u64::from(audit.0) * u64::from(forfeit);
@@ -188,13 +156,7 @@ impl Economy {
     /// floor holds it up for good.
     #[must_use]
     pub fn audit_rate(&self, clean: u32) -> Ppm {
-        let AuditPolicy { probation, decay, floor } = self.0.audit;
-        if clean < probation.max(1) {
-            return Ppm::ONE;
-        }
-        let falling = u64::from(decay) * u64::from(MILLION) / u64::from(clean);
-        // At most a million: `decay` is at most `probation`.
-        Ppm(u32::try_from(falling).unwrap_or(MILLION)).max(floor)
+        self.0.audit.rate(clean)
     }
 
     /// What a query's cost comes to for (contributors, treasury, burn).

@@ -26,9 +26,7 @@ mod refusals;
 pub(crate) mod testing;
 mod transfer;
 
-pub use self::core::{
-    Answer, Decided, Forfeited, Ledger, LedgerConfig, LedgerError, Offer, Request, Standing, finding,
-};
+pub use self::core::{Answer, Decided, Forfeited, Ledger, LedgerConfig, LedgerError, Offer, Request, Standing};
 pub use account::{Account, AccountError};
 pub use actor::{Ask, IsReady, LedgerActor};
 pub use audit::{Audited, audit};

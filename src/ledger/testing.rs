@@ -176,7 +176,7 @@ pub fn emitting(economy: EconomyConfig) -> LedgerConfig {
 /// An economy in which pay vests after one more reward, everything being audited.
 pub fn vests_soon() -> EconomyConfig {
     let mut economy = EconomyConfig { vesting_rewards: 1, ..EconomyConfig::default() };
-    economy.audit.floor = super::economy::Ppm::ONE;
+    economy.audit.floor = crate::protocol::Ppm::ONE;
     economy
 }
 
@@ -187,7 +187,7 @@ pub fn task(n: u32) -> TaskId {
 
 /// The trusted verifier's verdict that worker `worker` did `tokens` tokens of task `n`.
 pub fn accepted(n: u32, worker: u8, tokens: u64) -> Signed {
-    verdict(n, worker, Outcome::Accepted { layer: Layer::Replay, tokens, norm: 1.0 })
+    verdict(n, worker, Outcome::Accepted { layer: Layer::Statistics, tokens, norm: 1.0 })
 }
 
 /// The trusted verifier's verdict that worker `worker` did not do task `n`.
@@ -198,7 +198,10 @@ pub fn rejected(n: u32, worker: u8) -> Signed {
 /// A verdict by somebody else.
 pub fn verdict(n: u32, worker: u8, outcome: Outcome) -> Signed {
     let payload = Digest::of(b"payload");
-    Signed::seal(&verifier(), &Verdict { task: task(n), worker: key(worker).public(), payload, outcome })
+    Signed::seal(
+        &verifier(),
+        &Verdict { task: task(n), worker: key(worker).public(), payload, work: 0, by: None, outcome },
+    )
 }
 
 /// The tests' run.

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-/// Rounds in a run: round numbers are 32 bits in transfer ids, and one above the last must still be a number.
-pub const ROUNDS_MAX: u32 = u32::MAX - 1;
+use super::Ppm;
+
+/// Rounds in a run: one every half hour for sixty years. The secrets of its audits are computed from the last one back,
+/// in a fifth of a second for so many.
+pub const ROUNDS_MAX: u32 = 1 << 20;
 
 /// Tasks in a round. Aggregation reads one payload a task, and a round's tasks are all in the coordinator's memory
 /// (a few hundred bytes each).
@@ -65,8 +68,33 @@ pub const REPLAY_DISTANCE_MAX: f64 = 4e-3;
 /// strays by 0.016.
 pub const DIRECTION_COSINE_MIN: f64 = -0.08;
 
+/// An update that agrees with the others less than this times as much as is usual in its round is looked at more closely.
+/// Honest ones differ by some tenths.
+pub const SUSPECT_AGREEMENT: f64 = 0.5;
+
+/// Batches of its own on which a suspect update must help: a few, because the look must cost little beside doing the task
+/// again.
+pub const HELD_OUT_BATCHES: u32 = 4;
+
 /// Other updates that it takes to tell.
 pub const DIRECTION_OTHERS_MIN: usize = 3;
+
+/// How long an audit may take before it ends in the worker's favour: a verifier that is away over night is no worker's
+/// fault.
+pub const AUDIT_WITHIN: Duration = Duration::from_hours(24);
+
+/// Audits that a worker's results may wait for before it is lent no more work: half of the rewards that are not its own
+/// yet, so that whoever is found out still has something to lose.
+pub const AUDITS_OWED_MAX: u32 = 16;
+
+/// The share of audits that are tests of the verifiers: one that never looks is found out after sixteen on average.
+pub const PLANTED: Ppm = Ppm(62_500);
+
+/// Times that a verifier may be outvoted: a machine may fail, but not that often.
+pub const VERIFIER_FAULTS_MAX: u32 = 3;
+
+/// Rounds whose audits can be checked by anybody: some hundred bytes a task each.
+pub const DRAWS_KEPT: usize = 32;
 
 /// Warm-up of a run that has no planned end, in inner steps: some tasks' worth.
 pub const WARMUP_STEPS_OPEN_END: u64 = 100;
@@ -236,8 +264,12 @@ pub const HTTP_EVENTS_KEPT: usize = 256;
 /// How long a lent verification job is left to one verifier before another may have it.
 pub const JOB_LENT: Duration = Duration::from_secs(30);
 
-/// Verification jobs that wait for a verifier: as many as a round has tasks, and the comparison of all.
-pub const JOBS_MAX: usize = TASKS_PER_ROUND_MAX as usize + 1;
+/// The same of a task that is to be computed again: longer than a task is meant to take, several times.
+pub const REPLAY_LENT: Duration = Duration::from_mins(30);
+
+/// Verification jobs that wait for a verifier: as many as a round has tasks, the comparison of all, and twice as many
+/// audits; about a kilobyte each.
+pub const JOBS_MAX: usize = 3 * TASKS_PER_ROUND_MAX as usize + 1;
 
 /// How often something may be done: so often a second on average, and `burst` times at once after a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

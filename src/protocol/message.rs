@@ -17,6 +17,8 @@ pub enum WorkerRequest {
     Submit(Submission),
     /// "I cannot do this task; lend it to somebody else."
     GiveBack(TaskId),
+    /// "You found my result for this task false, and I say that it is not."
+    Appeal(TaskId),
 }
 
 impl Message for WorkerRequest {
@@ -76,6 +78,15 @@ pub enum RefusalReason {
     /// Not a request that this build understands.
     #[error("the request is malformed")]
     Malformed,
+    /// Work of this key was found false: that for the task named, where an appeal is still possible.
+    #[error("work of this key was found false; see the verdicts, and appeal where they are wrong")]
+    Banned,
+    /// No work of this key for the task was found false, or the time for an appeal is over.
+    #[error("there is no finding against this key's result for the task, or not any more")]
+    NothingToAppeal,
+    /// Every verifier has judged the work already.
+    #[error("every verifier has judged this result already")]
+    NobodyToAppealTo,
     /// More workers than the coordinator remembers.
     #[error("the coordinator has as many workers as it can remember")]
     TooManyWorkers,

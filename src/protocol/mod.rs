@@ -7,6 +7,7 @@
 mod amount;
 mod call;
 mod digest;
+mod draw;
 mod envelope;
 mod id;
 pub mod limits;
@@ -21,6 +22,7 @@ pub mod wire;
 pub use amount::{Amount, AmountError, Balance, MICRO_PER_HYD};
 pub use call::{Call, SessionId};
 pub use digest::{Digest, DigestError};
+pub use draw::{AuditPolicy, Auditors, Audits, Ppm, SecretChain, is_drawn, secret_before};
 pub use envelope::{EnvelopeError, Keypair, Message, PublicKey, PublicKeyError, Signed};
 pub use id::{Round, RunId, TaskId, Time};
 pub use message::{RefusalReason, WorkerReply, WorkerRequest};

@@ -20,6 +20,12 @@ impl Seed {
         Self(Digest::in_domain("hydra seed number v1", &number.to_le_bytes()))
     }
 
+    /// The seed that a digest stands for.
+    #[must_use]
+    pub fn from_digest(digest: Digest) -> Self {
+        Self(digest)
+    }
+
     /// The `index`-th seed of the stream `label` under this one.
     #[must_use]
     pub fn derive(&self, label: &str, index: u64) -> Self {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Amount, Digest, Message, RunId, Seed, limits, wire};
+use super::{Amount, AuditPolicy, Audits, Digest, Message, Ppm, RunId, Seed, limits, wire};
 
 /// Tokens of the vocabulary that are bytes: token `b` is byte `b`.
 pub const VOCABULARY_BYTES: u32 = 256;
@@ -42,6 +42,8 @@ pub struct RunSpec {
     pub emission: Emission,
     /// Deadlines.
     pub timing: Timing,
+    /// Whose work is computed again; nobody's, where everybody is trusted.
+    pub audits: Option<Audits>,
 }
 
 impl Message for RunSpec {
@@ -265,11 +267,13 @@ pub struct Timing {
     pub lease: Duration,
     /// When an open round closes with a quorum instead of all its tasks.
     pub round: Duration,
+    /// How long whoever was found to have handed in false work may appeal.
+    pub appeal: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { lease: Duration::from_mins(10), round: Duration::from_mins(30) }
+        Self { lease: Duration::from_mins(10), round: Duration::from_mins(30), appeal: Duration::from_hours(1) }
     }
 }
 
@@ -332,7 +336,19 @@ impl RunSpec {
         fraction("AdamW's beta2", adamw.beta2)?;
         fraction("AdamW's weight decay", adamw.weight_decay)?;
         positive("AdamW's epsilon", adamw.epsilon, 1.0)?;
+        if let Some(audits) = self.audits {
+            audits.validate()?;
+        }
         within("the number of rounds between halvings", self.emission.halving_rounds, 1, u32::MAX)
+    }
+}
+
+impl Audits {
+    fn validate(&self) -> Result<(), SpecError> {
+        let AuditPolicy { probation, decay, floor } = self.policy;
+        within("the number of results on probation", probation, 1, 10_000)?;
+        within("the decay of the audit rate (at most the length of the probation)", decay, 1, probation)?;
+        within("the lowest audit rate, in parts of a million,", floor.0, 1, Ppm::ONE.0)
     }
 }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Message, PublicKey, TaskId};
+use super::{Digest, Message, PublicKey, TaskId, wire};
 
 /// A verifier's finding on one submission.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -11,8 +11,21 @@ pub struct Verdict {
     pub worker: PublicKey,
     /// The payload that was judged.
     pub payload: Digest,
+    /// Tokens that were trained on to find it: the task's own for a replay, which is paid for like the task; else none.
+    pub work: u64,
+    /// Who did that work, where it was not the verifier.
+    pub by: Option<PublicKey>,
     /// What was found.
     pub outcome: Outcome,
+}
+
+impl Verdict {
+    /// The name of what a verdict finds: this payload of this worker for this task is false. However many verifiers find
+    /// it, it is one finding.
+    #[must_use]
+    pub fn finding(&self) -> Digest {
+        Digest::in_domain("hydra finding v1", &wire::encode(&(self.task, self.worker, self.payload)))
+    }
 }
 
 impl Message for Verdict {

@@ -62,11 +62,21 @@ impl Threads {
     /// As many pieces of work at a time as there are workers, or cores if those are fewer; the cores are shared out
     /// evenly among them.
     pub fn new(cores: usize, workers: usize) -> std::io::Result<Self> {
+        Self::start(cores, workers, 0)
+    }
+
+    /// The same, and a thread that trains nothing: for those whom others wait for while they train.
+    pub fn with_service(cores: usize, workers: usize) -> std::io::Result<Self> {
+        Self::start(cores, workers, 1)
+    }
+
+    fn start(cores: usize, workers: usize, service: usize) -> std::io::Result<Self> {
         let at_a_time = workers.clamp(1, cores.max(1));
         let cores_each = cores.max(1) / at_a_time;
         let queue = Arc::new(Queue::default());
-        let threads = (0..at_a_time)
+        let threads = (0..at_a_time + service)
             .map(|index| {
+                let trains = index < at_a_time;
                 let pool = rayon::ThreadPoolBuilder::new()
                     .num_threads(cores_each)
                     .thread_name(move |inner| format!("compute-{index}-{inner}"))
@@ -74,7 +84,7 @@ impl Threads {
                     .map_err(std::io::Error::other)?;
                 let queue = Arc::clone(&queue);
                 std::thread::Builder::new().name(format!("compute-{index}")).spawn(move || {
-                    while let Some(work) = queue.next() {
+                    while let Some(work) = queue.next(trains) {
                         pool.install(work.job)();
                     }
                 })
@@ -92,19 +102,20 @@ impl Executor for Threads {
             WorkKind::Service => waiting.service.push_back(work),
         }
         drop(waiting);
-        self.queue.changed.notify_one();
+        // Whoever is woken may not be one who trains.
+        self.queue.changed.notify_all();
     }
 }
 
 impl Queue {
-    fn next(&self) -> Option<Work> {
+    fn next(&self, trains: bool) -> Option<Work> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if waiting.closed {
                 return None;
             }
             let next = waiting.service.pop_front();
-            if let Some(work) = next.or_else(|| waiting.training.pop_front()) {
+            if let Some(work) = next.or_else(|| waiting.training.pop_front_if(|_| trains)) {
                 return Some(work);
             }
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);

@@ -156,7 +156,16 @@ fn kind(record: &Record) -> &'static str {
         Record::Accepted { .. } => "accepted",
         Record::Rejected { .. } => "rejected",
         Record::Extended { .. } => "extended",
-        Record::RoundClosed => "round closed",
+        Record::RoundClosed { .. } => "round closed",
+        Record::Opinion { .. } => "opinion",
+        Record::PeerLeased { .. } => "peer leased",
+        Record::PeerCommitted { .. } => "peer committed",
+        Record::PeerSubmitted { .. } => "peer submitted",
+        Record::PeerGone { .. } => "peer gone",
+        Record::Convicted { .. } => "convicted",
+        Record::Appealed { .. } => "appealed",
+        Record::AuditEnded { .. } => "audit ended",
+        Record::Forfeited { .. } => "forfeited",
         Record::RoundPaid { .. } => "round paid",
         Record::Evaluated { .. } => "evaluated",
     }
@@ -172,6 +181,10 @@ mod tests {
         Record::RoundOpened { round: Round(round), base: Digest::of(b"base"), momentum: None, at: Time(5) }
     }
 
+    fn closed() -> Record {
+        Record::RoundClosed { at: Time(6), secret: None, test: false }
+    }
+
     #[test]
     fn a_run_is_read_back_as_it_was_written_also_after_closing_the_file() {
         let folder = tempfile::tempdir().unwrap();
@@ -182,12 +195,12 @@ mod tests {
             let mut store = RunStore::new(Database::open(&path).unwrap());
             assert_eq!(store.load().unwrap(), None);
             store.create(&spec, &[opened(0)]).unwrap();
-            store.append(&[Record::RoundClosed, opened(1)]).unwrap();
+            store.append(&[closed(), opened(1)]).unwrap();
             store.set_goal(goal).unwrap();
             assert!(store.create(&spec, &[]).is_err(), "one run a database");
         }
         let store = RunStore::new(Database::open(&path).unwrap());
-        let records = vec![opened(0), Record::RoundClosed, opened(1)];
+        let records = vec![opened(0), closed(), opened(1)];
         assert_eq!(store.load().unwrap(), Some((spec, records)));
         assert_eq!(store.goal().unwrap(), goal);
     }

@@ -3,7 +3,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::{KeyFile, KeyFileError};
-use crate::protocol::Keypair;
+use crate::protocol::{Digest, Keypair, Seed};
 use crate::runtime::entropy;
 
 /// A folder that holds one run: `hydra.db`, `blobs/`, `keys/`. Locked while it is open, so that only one process
@@ -78,7 +78,7 @@ impl StateDir {
     /// they own tokens.
     pub fn set_aside(&self) -> Result<Option<PathBuf>, StateDirError> {
         let database = Self::database(&self.path);
-        let parts = [&DATABASE_FILES[..], &["blobs"]].concat();
+        let parts = [&DATABASE_FILES[..], &["blobs", AUDIT_SECRET]].concat();
         if !database.exists() && parts.iter().all(|part| !self.path.join(part).exists()) {
             return Ok(None);
         }
@@ -124,6 +124,31 @@ impl StateDir {
         Ok(key)
     }
 
+    /// A new root for the secrets of a run's audits, from the operating system's randomness, in the place of any that is
+    /// there.
+    pub fn make_audit_seed(&self) -> Result<Seed, StateDirError> {
+        let path = self.path.join(AUDIT_SECRET);
+        let mut secret = [0; 32];
+        entropy(&mut secret).map_err(io_error(&path))?;
+        let seed = Digest::from_bytes(secret);
+        replace_file(&path, format!("{seed}\n").as_bytes()).map_err(io_error(&path))?;
+        Ok(Seed::from_digest(seed))
+    }
+
+    /// The root of the secrets of the run's audits, if it is there.
+    pub fn audit_seed(&self) -> Result<Option<Seed>, StateDirError> {
+        let path = self.path.join(AUDIT_SECRET);
+        let mut text = String::new();
+        match File::open(&path).and_then(|file| file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text)) {
+            Ok(_) => match text.trim().parse() {
+                Ok(seed) => Ok(Some(Seed::from_digest(seed))),
+                Err(_) => Err(StateDirError::Key(path)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error(&path)(error)),
+        }
+    }
+
     /// The names of the keys in the state directory `path`, in order.
     pub fn key_names(path: &Path) -> Result<Vec<String>, StateDirError> {
         let folder = path.join("keys");
@@ -166,6 +191,9 @@ impl StateDir {
         Ok(aside)
     }
 }
+
+/// Where the root of a run's audit secrets is: 64 hexadecimal digits. Part of the run, and no key: it owns nothing.
+const AUDIT_SECRET: &str = "audits.secret";
 
 const DATABASE_FILES: [&str; 3] = ["hydra.db", "hydra.db-wal", "hydra.db-shm"];
 

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
 
+use super::Job;
 use super::core::{Audit, Effect, Event};
 use crate::compute::Compute;
 use crate::coordinator::{self, ReplyTo};
@@ -53,16 +54,20 @@ impl Handler<Event> for Verifier {
     fn handle(&mut self, event: Event, ctx: &mut Self::Context) {
         for effect in self.core.step(event) {
             match effect {
-                Effect::Check(job) => {
+                Effect::Check { id, job } => {
                     let (compute, to) = (Arc::clone(&self.ports.compute), ctx.address());
+                    let kind = match &job {
+                        Job::Replay(job) => WorkKind::Train { tokens: job.task.tokens() },
+                        Job::Admission(_) | Job::Statistics(_) | Job::Copies(_) => WorkKind::Service,
+                    };
                     let job = Box::new(move || {
                         let event = match compute.check(&job) {
-                            Ok(verdicts) => Event::Checked(verdicts),
-                            Err(error) => Event::CheckFailed(error.to_string()),
+                            Ok(verdicts) => Event::Checked { job: id, verdicts },
+                            Err(error) => Event::CheckFailed { job: id, error: error.to_string() },
                         };
                         Box::new(move || to.do_send(event)) as Delivery
                     });
-                    self.ports.executor.run(Work { kind: WorkKind::Service, job });
+                    self.ports.executor.run(Work { kind, job });
                 }
                 Effect::Report(error) => self.ports.watch.note(Note::CheckFailed { error }),
                 Effect::Deliver(verdicts) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{
-    Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, VOCABULARY, Verdict, below, limits,
+    Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, VOCABULARY, Verdict, below, limits, wire,
 };
 use crate::training::{CodecError, Layout};
 
@@ -20,6 +20,18 @@ pub enum Job {
     Admission(Box<AdmissionJob>),
     /// The admitted submissions of a round beside each other.
     Statistics(Box<StatisticsJob>),
+    /// One accepted submission, by computing it again.
+    Replay(Box<ReplayJob>),
+    /// One accepted submission, beside what another worker got for the same task.
+    Copies(Box<CopiesJob>),
+}
+
+impl Job {
+    /// The digest of its canonical encoding.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        Digest::in_domain("hydra verification job v1", &wire::encode(self))
+    }
 }
 
 /// One submission, to be checked by itself.
@@ -42,6 +54,36 @@ pub struct StatisticsJob {
     pub accepted: Vec<Candidate>,
     /// Relative norms (see [`relative_norm`]) of updates accepted in recent rounds, oldest first.
     pub recent_norms: Vec<f32>,
+    /// Where the numbers of an update are that are compared.
+    pub places: Seed,
+}
+
+/// An accepted submission, to be computed again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplayJob {
+    /// What was to be done.
+    pub task: Task,
+    /// Who did it.
+    pub worker: PublicKey,
+    /// What they handed in.
+    pub payload: Digest,
+    /// Who has judged it before, and must not again.
+    pub not: Vec<PublicKey>,
+}
+
+/// An accepted submission, to be compared with what another worker got for the same task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CopiesJob {
+    /// What was to be done.
+    pub task: Task,
+    /// Who did it.
+    pub worker: PublicKey,
+    /// What they handed in.
+    pub payload: Digest,
+    /// Who did it again.
+    pub peer: PublicKey,
+    /// What those handed in.
+    pub copy: Digest,
 }
 
 /// An admitted submission.
@@ -57,19 +99,15 @@ pub struct Candidate {
     pub norm: f32,
 }
 
-/// Does a job. `fetch` gives the payload with a digest, or `None` when it is not in the blob store.
-pub fn check(job: &Job, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Verdict> {
-    match job {
-        Job::Admission(job) => {
-            let payload = job.submission.commitment.payload;
-            let outcome = match admission(&job.task, &job.submission, fetch(&payload).as_deref()) {
-                Ok(norm) => Outcome::Accepted { layer: Layer::Admission, tokens: job.task.tokens(), norm },
-                Err(reason) => Outcome::Rejected { layer: Layer::Admission, reason },
-            };
-            vec![Verdict { task: job.task.id(), worker: job.worker, payload, outcome }]
-        }
-        Job::Statistics(job) => statistics(job, fetch),
-    }
+/// Checks one submission by itself. `payload` is what is in the blob store for it.
+#[must_use]
+pub fn admit(job: &AdmissionJob, payload: Option<&[u8]>) -> Verdict {
+    let outcome = match admission(&job.task, &job.submission, payload) {
+        Ok(norm) => Outcome::Accepted { layer: Layer::Admission, tokens: job.task.tokens(), norm },
+        Err(reason) => Outcome::Rejected { layer: Layer::Admission, reason },
+    };
+    let payload = job.submission.commitment.payload;
+    Verdict { task: job.task.id(), worker: job.worker, payload, work: 0, by: None, outcome }
 }
 
 /// Form: everything that can be said about a submission without looking at another. Gives the update's L2 norm.
@@ -95,29 +133,43 @@ fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Re
     if norm.is_finite() { Ok(norm) } else { Err(Reason::NotFinite) }
 }
 
+/// What a comparison makes of a submission.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compared {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether it passes, but agrees with the others so much less than they with each other that it is worth a look at
+    /// what it does: [`helps`](super::held_out::helps).
+    pub suspect: bool,
+}
+
 /// Beside each other: an update much larger or smaller than the others, one that repeats another, or one that points
-/// against most.
-fn statistics(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Verdict> {
+/// against most. `fetch` gives the payload with a digest, or `None` when it is not in the blob store. In the order of the
+/// job's candidates.
+pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Compared> {
     let median_norm = reference_norm(job);
     let all: Vec<&Candidate> = job.accepted.iter().chain(&job.candidates).collect();
-    let sketches: Vec<Option<Vec<f32>>> = all.iter().map(|one| sketch(&one.task, one.payload, &mut fetch)).collect();
+    let sketches: Vec<Option<Vec<f32>>> = all.iter().map(|one| sketch(one, &job.places, &mut fetch)).collect();
     let mut rejected = vec![false; all.len()];
-    let mut verdicts = Vec::new();
+    let (mut verdicts, mut agreements) = (Vec::new(), Vec::new());
     for (place, candidate) in all.iter().enumerate().skip(job.accepted.len()) {
-        let reason = match &sketches[place] {
+        let with = |sketch: &Vec<f32>, other: &Option<Vec<f32>>| other.as_ref().map(|other| cosine(sketch, other));
+        let cosines: Option<Vec<Option<f64>>> =
+            sketches[place].as_ref().map(|sketch| sketches.iter().map(|other| with(sketch, other)).collect());
+        let agreement = cosines.as_ref().and_then(|cosines| agreement(cosines, place));
+        let reason = match &cosines {
             None => Some(Reason::PayloadMissing),
-            Some(sketch) => {
-                let with = |other: &Option<Vec<f32>>| other.as_ref().map(|other| cosine(sketch, other));
-                let cosines: Vec<Option<f64>> = sketches.iter().map(with).collect();
-                let earlier = all.iter().zip(&cosines).zip(&rejected).take(place);
+            Some(cosines) => {
+                let earlier = all.iter().zip(cosines).zip(&rejected).take(place);
                 let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|((other, cosine), _)| (*other, *cosine));
-                let others = cosines.iter().enumerate().filter(|(other, _)| *other != place);
-                norm_outlier(candidate, median_norm)
-                    .or_else(|| copy(candidate, earlier))
-                    .or_else(|| against(others.filter_map(|(_, cosine)| *cosine).collect()))
+                norm_outlier(candidate, median_norm).or_else(|| copy(candidate, earlier)).or_else(|| {
+                    let against = agreement.filter(|agreement| *agreement < limits::DIRECTION_COSINE_MIN);
+                    against.map(|cosine| Reason::Against { cosine: cosine as f32 })
+                })
             }
         };
         rejected[place] = reason.is_some();
+        agreements.push(agreement.filter(|_| reason.is_none()));
         let outcome = match reason {
             Some(reason) => Outcome::Rejected { layer: Layer::Statistics, reason },
             None => {
@@ -125,9 +177,14 @@ fn statistics(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<
             }
         };
         let (task, worker, payload) = (candidate.task.id(), candidate.worker, candidate.payload);
-        verdicts.push(Verdict { task, worker, payload, outcome });
+        verdicts.push(Verdict { task, worker, payload, work: 0, by: None, outcome });
     }
-    verdicts
+    let usual = median(agreements.iter().flatten().copied().collect());
+    let is_suspect = |agreement: Option<f64>| {
+        agreement.zip(usual).is_some_and(|(agreement, usual)| agreement < limits::SUSPECT_AGREEMENT * usual)
+    };
+    let compared = |(verdict, agreement)| Compared { verdict, suspect: is_suspect(agreement) };
+    verdicts.into_iter().zip(agreements).map(compared).collect()
 }
 
 fn norm_outlier(candidate: &Candidate, median: Option<f32>) -> Option<Reason> {
@@ -146,14 +203,17 @@ fn copy<'a>(candidate: &Candidate, mut earlier: impl Iterator<Item = (&'a Candid
 }
 
 /// The median of the cosines with the others, and not the mean, so that a minority that agrees with itself cannot make
-/// the rest look odd.
-fn against(mut cosines: Vec<f64>) -> Option<Reason> {
-    if cosines.len() < limits::DIRECTION_OTHERS_MIN {
-        return None;
-    }
-    cosines.sort_by(f64::total_cmp);
-    let median = cosines[cosines.len() / 2];
-    (median < limits::DIRECTION_COSINE_MIN).then_some(Reason::Against { cosine: median as f32 })
+/// the rest look odd. Nothing where they are too few to tell.
+fn agreement(cosines: &[Option<f64>], place: usize) -> Option<f64> {
+    let others = cosines.iter().enumerate().filter(|(other, _)| *other != place);
+    let others: Vec<f64> = others.filter_map(|(_, cosine)| *cosine).collect();
+    if others.len() < limits::DIRECTION_OTHERS_MIN { None } else { median(others) }
+}
+
+/// The upper one of two in the middle.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// An update's norm over the sum of its learning rates: a step of Muon or Adam has about the length of its rate, so
@@ -182,11 +242,11 @@ fn reference_norm(job: &StatisticsJob) -> Option<f32> {
 }
 
 /// The numbers of an update at places drawn for its round: the same places for all tasks of the round.
-fn sketch(task: &Task, payload: Digest, fetch: &mut impl FnMut(&Digest) -> Option<Vec<u8>>) -> Option<Vec<f32>> {
-    let bytes = fetch(&payload)?;
-    let layout = Layout::of(&task.model);
-    let update = task.codec.decode(&Arc::clone(&layout), &bytes).ok()?;
-    let mut rng = Seed::from_number(u64::from(task.round.0)).derive("sketch", 0).rng();
+fn sketch(one: &Candidate, places: &Seed, fetch: &mut impl FnMut(&Digest) -> Option<Vec<u8>>) -> Option<Vec<f32>> {
+    let bytes = fetch(&one.payload)?;
+    let layout = Layout::of(&one.task.model);
+    let update = one.task.codec.decode(&Arc::clone(&layout), &bytes).ok()?;
+    let mut rng = places.rng();
     let places = (0..SKETCH_LEN).map(|_| below(&mut rng, layout.len() as u64) as usize);
     Some(places.map(|place| update.values()[place]).collect())
 }
@@ -273,8 +333,8 @@ mod tests {
                 norm: admission(task, submission, Some(bytes)).unwrap(),
             })
             .collect();
-        let job = Job::Statistics(Box::new(StatisticsJob { candidates, accepted: vec![], recent_norms }));
-        check(&job, |digest| blobs.get(digest).cloned()).into_iter().map(|verdict| verdict.outcome).collect()
+        let job = StatisticsJob { candidates, accepted: vec![], recent_norms, places: Seed::from_number(3) };
+        compare(&job, |digest| blobs.get(digest).cloned()).into_iter().map(|one| one.verdict.outcome).collect()
     }
 
     fn accepted(outcome: &Outcome) -> bool {

@@ -6,9 +6,11 @@
 mod actor;
 pub mod checks;
 mod core;
+mod held_out;
 mod replay;
 
 pub use self::core::{Audit, Effect, Event};
 pub use actor::{Verifier, VerifierPorts};
-pub use checks::{AdmissionJob, Candidate, Job, StatisticsJob};
-pub use replay::{Tolerance, replay};
+pub use checks::{AdmissionJob, Candidate, CopiesJob, Job, ReplayJob, StatisticsJob};
+pub use held_out::helps;
+pub use replay::{Tolerance, compare, replay};

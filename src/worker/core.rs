@@ -1,10 +1,11 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Digest, Seed, Submission, Task, TaskId, Time, WorkerReply, WorkerRequest};
+use crate::protocol::{Digest, RefusalReason, Seed, Submission, Task, TaskId, Time, WorkerReply, WorkerRequest};
 use crate::training::Trained;
 
 /// How long to wait for the answer to a request that is answered at once, before sending it again.
@@ -101,6 +102,8 @@ pub struct Labour {
     training_since: Option<(Time, u64)>,
     /// When to try again, and how often that was.
     retry: Option<(Time, u32)>,
+    /// Results that were found false, and that others were asked to judge again.
+    appealed: BTreeSet<TaskId>,
     jitter: ChaCha8Rng,
 }
 
@@ -113,6 +116,7 @@ impl Labour {
             tokens_per_second: 0,
             training_since: None,
             retry: None,
+            appealed: BTreeSet::new(),
             jitter: seed.derive("retry jitter", 0).rng(),
         }
     }
@@ -180,7 +184,16 @@ impl Labour {
                     self.rest(now, until.since(now))
                 }
             }
-            (WorkerReply::Refused { .. }, Stage::Asking) => self.rest(now, WORK_WITHIN),
+            (WorkerReply::Refused { task, reason }, Stage::Asking) => {
+                let mut effects = Vec::new();
+                if let (Some(task), RefusalReason::Banned) = (task, reason)
+                    && self.appealed.insert(task)
+                {
+                    effects.push(Effect::Send(WorkerRequest::Appeal(task)));
+                }
+                effects.extend(self.rest(now, WORK_WITHIN));
+                effects
+            }
             (WorkerReply::Committed(task), Stage::Committing { submission, payload })
                 if task == submission.commitment.task =>
             {
@@ -286,7 +299,7 @@ impl Labour {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Lease, RefusalReason, Round};
+    use crate::protocol::{Lease, Round};
     use crate::testing;
 
     fn worker() -> Labour {
@@ -402,6 +415,18 @@ mod tests {
         assert_eq!(labour.step(Time(1), Event::Stop), [Effect::Cancel]);
         assert!(labour.is_finished());
         assert_eq!(labour.step(Time(2), Event::Trained { task: id, result: result() }), []);
+    }
+
+    #[test]
+    fn whoever_is_said_to_have_done_false_work_appeals_once() {
+        let mut labour = worker();
+        labour.step(Time(0), Event::Started);
+        let banned = |task| Event::Reply(WorkerReply::Refused { task, reason: RefusalReason::Banned });
+        let effects = labour.step(Time(1), banned(Some(task().id())));
+        assert_eq!(sent(&effects), Some(&WorkerRequest::Appeal(task().id())));
+        let Some(Effect::WakeAt(at)) = effects.last().cloned() else { panic!("{effects:?}") };
+        labour.step(at, Event::Wake);
+        assert_eq!(sent(&labour.step(at, banned(Some(task().id())))), None);
     }
 
     #[test]

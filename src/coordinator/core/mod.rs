@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::coordinator::audits::{Case, CaseId, Ending, Next, Peer};
 use crate::coordinator::state::{Record, Slot, Stage, State};
 use crate::protocol::{
-    Amount, Commitment, Digest, EnvelopeError, Layer, Lease, Outcome, PublicKey, Reason, RefusalReason, Round, Signed,
-    Submission, TaskId, Time, Verdict, WorkerReply, WorkerRequest, limits,
+    Amount, Auditors, Commitment, Digest, EnvelopeError, Layer, Lease, Outcome, PublicKey, Reason, RefusalReason,
+    Round, SecretChain, Seed, Signed, Submission, TaskId, Time, Verdict, WorkerReply, WorkerRequest, limits,
 };
-use crate::verifier::{AdmissionJob, Candidate, Job, StatisticsJob};
+use crate::verifier::{AdmissionJob, Candidate, CopiesJob, Job, ReplayJob, StatisticsJob};
 
 /// How long a request for work is held open before the worker is told to ask again.
 const LONG_POLL: Duration = Duration::from_secs(20);
@@ -51,6 +52,15 @@ pub enum Event<R> {
         /// What each worker got.
         pays: Vec<(PublicKey, Amount)>,
     },
+    /// The ledger has taken what false work costs.
+    Forfeited {
+        /// The name of what was found.
+        finding: Digest,
+        /// Who had done it.
+        worker: PublicKey,
+        /// Pay and stake that are gone.
+        lost: Amount,
+    },
     /// No round after the open one.
     FinishRound,
     /// A time that was asked for has come.
@@ -77,6 +87,11 @@ pub enum Effect<R> {
         round: Round,
         /// Accepting verdicts in task order.
         verdicts: Vec<Signed>,
+    },
+    /// Have the ledger take what false work costs.
+    Forfeit {
+        /// The verdict that found it.
+        verdict: Signed,
     },
     /// Make the next base model.
     Aggregate {
@@ -113,6 +128,8 @@ pub enum Report {
         round: Round,
         /// Whose.
         worker: PublicKey,
+        /// Which layer of verification found it.
+        layer: Layer,
         /// Why.
         reason: Reason,
     },
@@ -134,7 +151,37 @@ pub enum Report {
         /// Tokens it was trained on.
         tokens: u64,
     },
-    /// Every round asked for is closed, paid and measured.
+    /// An audit is over.
+    Audited {
+        /// The round that the work was for.
+        round: Round,
+        /// Who had done it.
+        worker: PublicKey,
+        /// How it ended.
+        ending: Ending,
+    },
+    /// Verifiers found work to be false; its worker may appeal.
+    Convicted {
+        /// The round that the work was for.
+        round: Round,
+        /// Who had done it.
+        worker: PublicKey,
+        /// The task.
+        task: TaskId,
+    },
+    /// The ledger has taken what false work costs.
+    Forfeited {
+        /// Who had done it.
+        worker: PublicKey,
+        /// Pay and stake that are gone.
+        lost: Amount,
+    },
+    /// A verifier is not believed any more.
+    StruckOff {
+        /// Which.
+        verifier: PublicKey,
+    },
+    /// Every round asked for is closed, paid and measured, and every audit is over.
     Finished,
 }
 
@@ -143,6 +190,10 @@ pub enum Report {
 pub struct Rounds<R> {
     state: State,
     verifiers: BTreeSet<PublicKey>,
+    /// What decides who is audited.
+    secrets: Option<SecretChain>,
+    /// Audits of which something is new.
+    stirred: BTreeSet<CaseId>,
     /// The round that is not to be opened for work any more.
     end: Option<Round>,
     /// Requests for work that wait for some, oldest first.
@@ -157,12 +208,15 @@ pub struct Rounds<R> {
 }
 
 impl<R> Rounds<R> {
-    /// A coordinator in `state` that believes verdicts of `verifiers` and opens no round from `end` on.
+    /// A coordinator in `state` that believes verdicts of `verifiers` and opens no round from `end` on. Without the
+    /// `secrets` of a run that has audits, nobody is audited.
     #[must_use]
-    pub fn new(state: State, verifiers: BTreeSet<PublicKey>, end: Option<Round>) -> Self {
+    pub fn new(state: State, verifiers: BTreeSet<PublicKey>, secrets: Option<SecretChain>, end: Option<Round>) -> Self {
         Self {
             state,
             verifiers,
+            secrets,
+            stirred: BTreeSet::new(),
             end,
             parked: Vec::new(),
             judging: false,
@@ -187,6 +241,12 @@ impl<R> Rounds<R> {
             Event::Started => self.start(),
             Event::Request { request, reply } => self.request(now, &request, reply),
             Event::Verdicts(verdicts) => verdicts.iter().for_each(|verdict| self.verdict(verdict)),
+            Event::Forfeited { finding, worker, lost } => {
+                if self.state.forfeits.contains_key(&finding) {
+                    self.record(Record::Forfeited { finding });
+                    self.effects.push(Effect::Report(Report::Forfeited { worker, lost }));
+                }
+            }
             Event::Aggregated { round, model, momentum } => self.aggregated(now, round, model, momentum),
             Event::Evaluated { round, loss } => self.evaluated(round, loss),
             Event::RoundPaid { round, pays } => {
@@ -201,11 +261,15 @@ impl<R> Rounds<R> {
             }
             Event::Wake => {
                 self.wake_at = None;
+                let due = |case: &Case| case.due(&self.state.spec) <= now;
+                let due = self.state.cases.iter().filter(|(_, case)| due(case)).map(|(id, _)| *id);
+                self.stirred.extend(due);
                 if now >= self.asked + ASK_AGAIN {
                     self.ask_again();
                 }
             }
         }
+        self.audit(now);
         self.advance(now);
         self.serve_parked(now);
         self.plan_wake(now);
@@ -214,7 +278,8 @@ impl<R> Rounds<R> {
             self.state.assert_invariants();
         }
         let mut effects = std::mem::take(&mut self.effects);
-        if effects.iter().any(|effect| matches!(effect, Effect::Judge(_) | Effect::Pay { .. })) {
+        if effects.iter().any(|effect| matches!(effect, Effect::Judge(_) | Effect::Pay { .. } | Effect::Forfeit { .. }))
+        {
             self.asked = now;
         }
         if !self.records.is_empty() {
@@ -252,6 +317,10 @@ impl<R> Rounds<R> {
         for (round, verdicts) in &self.state.unpaid {
             self.effects.push(Effect::Pay { round: *round, verdicts: verdicts.clone() });
         }
+        for verdict in self.state.forfeits.values() {
+            self.effects.push(Effect::Forfeit { verdict: verdict.clone() });
+        }
+        self.stirred = self.state.cases.keys().copied().collect();
         self.judging = false; // asked for again by `advance`
         for index in 0..self.state.slots.len() {
             self.judge_admission(index);
@@ -264,7 +333,8 @@ impl<R> Rounds<R> {
 
     fn report_finish(&mut self) {
         let measured = self.state.lineage.last().is_some_and(|model| model.loss.is_some());
-        if !self.finished && self.finished_rounds() && !self.state.closed && self.state.unpaid.is_empty() && measured {
+        let settled = self.state.unpaid.is_empty() && self.state.cases.is_empty() && self.state.forfeits.is_empty();
+        if !self.finished && self.finished_rounds() && !self.state.closed && settled && measured {
             self.finished = true;
             self.effects.push(Effect::Report(Report::Finished));
         }
@@ -284,13 +354,23 @@ impl<R> Rounds<R> {
             }
         };
         let (task, answer) = match request {
+            WorkerRequest::Lease { .. } if self.is_banned(&worker) => {
+                let open = |case: &&Case| case.worker == worker && case.convicted.is_some() && !case.appealed;
+                let task = self.state.cases.values().find(open).map(|case| case.task.id());
+                return self.reply(reply, WorkerReply::Refused { task, reason: RefusalReason::Banned });
+            }
             WorkerRequest::Lease { .. } => return self.ask_for_work(now, worker, reply),
             WorkerRequest::Commit(commitment) => (commitment.task, self.commit(worker, commitment)),
             WorkerRequest::Submit(submission) => (submission.commitment.task, self.submit(worker, submission)),
             WorkerRequest::GiveBack(task) => (task, self.give_back(worker, task)),
+            WorkerRequest::Appeal(task) => (task, self.appeal(now, worker, task)),
         };
         let body = answer.unwrap_or_else(|reason| WorkerReply::Refused { task: Some(task), reason });
         self.reply(reply, body);
+    }
+
+    fn is_banned(&self, worker: &PublicKey) -> bool {
+        self.state.workers.get(worker).is_some_and(|record| record.banned)
     }
 
     fn ask_for_work(&mut self, now: Time, worker: PublicKey, reply: R) {
@@ -316,7 +396,7 @@ impl<R> Rounds<R> {
             return;
         }
         for (worker, reply, until) in std::mem::take(&mut self.parked) {
-            if self.finished_rounds() && !self.state.closed {
+            if over && !self.may_be_asked(&worker) {
                 self.reply(reply, WorkerReply::Finished);
             } else if let Some(lease) = self.lease(now, worker) {
                 self.reply(reply, WorkerReply::Leased(Box::new(lease)));
@@ -330,7 +410,8 @@ impl<R> Rounds<R> {
 
     fn is_anything_free(&self, now: Time) -> bool {
         let free = |slot: &Slot| slot.stage == Stage::Open && slot.leases.values().all(|deadline| *deadline <= now);
-        !self.state.closed && self.state.slots.iter().any(free)
+        let copies = self.state.asks_peers() && !self.state.cases.is_empty();
+        copies || (!self.state.closed && self.state.slots.iter().any(free))
     }
 
     fn holds(&self, now: Time, worker: &PublicKey) -> bool {
@@ -340,7 +421,14 @@ impl<R> Rounds<R> {
 
     /// The task that `worker` holds, or else the first that nobody does.
     fn lease(&mut self, now: Time, worker: PublicKey) -> Option<Lease> {
-        if self.state.closed {
+        let owed = self.state.workers.get(&worker).map_or(0, |record| record.owed);
+        if owed >= limits::AUDITS_OWED_MAX || self.is_banned(&worker) {
+            return None;
+        }
+        if let Some(lease) = self.lease_copy(now, worker) {
+            return Some(lease);
+        }
+        if self.state.closed || self.finished_rounds() {
             return None;
         }
         let mut free = None;
@@ -363,6 +451,9 @@ impl<R> Rounds<R> {
 
     /// The open round's task with this id, if `worker` was ever lent it and may still hand in a result.
     fn slot_of(&self, worker: PublicKey, task: TaskId) -> Result<&Slot, RefusalReason> {
+        if self.is_banned(&worker) {
+            return Err(RefusalReason::Banned);
+        }
         if self.state.closed {
             return Err(RefusalReason::TaskNotOpen);
         }
@@ -377,6 +468,14 @@ impl<R> Rounds<R> {
     }
 
     fn commit(&mut self, worker: PublicKey, commitment: Commitment) -> Result<WorkerReply, RefusalReason> {
+        if let Some((case, peer)) = self.copy_of(worker, commitment.task)? {
+            match peer.commitment {
+                Some(earlier) if earlier != commitment => return Err(RefusalReason::CommitmentDiffers),
+                Some(_) => {}
+                None => self.record(Record::PeerCommitted { case, worker, commitment }),
+            }
+            return Ok(WorkerReply::Committed(commitment.task));
+        }
         let slot = self.slot_of(worker, commitment.task)?;
         match slot.commitments.get(&worker) {
             Some((_, earlier)) if *earlier == commitment => {}
@@ -392,6 +491,18 @@ impl<R> Rounds<R> {
 
     fn submit(&mut self, worker: PublicKey, submission: Submission) -> Result<WorkerReply, RefusalReason> {
         let task = submission.commitment.task;
+        if let Some((case, peer)) = self.copy_of(worker, task)? {
+            match peer.commitment {
+                None => return Err(RefusalReason::CommitmentMissing),
+                Some(earlier) if earlier != submission.commitment => return Err(RefusalReason::CommitmentDiffers),
+                Some(_) => {}
+            }
+            if !peer.handed_in {
+                self.record(Record::PeerSubmitted { case, worker });
+                self.judge_copies(case);
+            }
+            return Ok(WorkerReply::Received(task));
+        }
         let slot = self.slot_of(worker, task)?;
         match slot.commitments.get(&worker) {
             None => return Err(RefusalReason::CommitmentMissing),
@@ -413,6 +524,12 @@ impl<R> Rounds<R> {
     }
 
     fn give_back(&mut self, worker: PublicKey, task: TaskId) -> Result<WorkerReply, RefusalReason> {
+        if let Some((case, peer)) = self.copy_of(worker, task)? {
+            if !peer.handed_in {
+                self.record(Record::PeerGone { case, worker });
+            }
+            return Ok(WorkerReply::Received(task));
+        }
         let slot = self.slot_of(worker, task)?;
         if slot.stage.worker() != Some(worker) {
             let index = slot.task.index;
@@ -451,13 +568,36 @@ impl<R> Rounds<R> {
             candidates: strip(candidates),
             accepted: strip(accepted),
             recent_norms: self.state.recent_norms.iter().copied().collect(),
+            places: self.places(),
         }))));
+    }
+
+    /// Where updates of the open round are compared: nobody who does not know the round's secret can tell.
+    fn places(&self) -> Seed {
+        let round = self.state.round;
+        let secret = self.secrets.as_ref().and_then(|secrets| secrets.secret(round));
+        secret.map_or(Seed::from_number(u64::from(round.0)), Seed::from_digest).derive("sketch", 0)
     }
 
     /// Verdicts of strangers, on other work than is in the slot, or of a layer that it has passed, change nothing.
     fn verdict(&mut self, signed: &Signed) {
         let Ok((verifier, verdict)) = signed.open::<Verdict>() else { return };
-        if !self.verifiers.contains(&verifier) || self.state.closed {
+        if !self.believed().contains(&verifier) {
+            return;
+        }
+        if let Outcome::Accepted { layer: Layer::Replay, .. } | Outcome::Rejected { layer: Layer::Replay, .. } =
+            verdict.outcome
+        {
+            return self.opinion(verifier, &verdict, signed);
+        }
+        if let Ok(Some((case, peer))) = self.copy_of(verdict.worker, verdict.task)
+            && peer.handed_in
+            && peer.commitment.is_some_and(|commitment| commitment.payload == verdict.payload)
+        {
+            self.stirred.insert(case);
+            return self.record(Record::PeerGone { case, worker: verdict.worker });
+        }
+        if self.state.closed {
             return;
         }
         let Some(slot) = self.state.slot(&verdict.task) else { return };
@@ -475,13 +615,162 @@ impl<R> Rounds<R> {
                 self.judging = false;
                 self.record(Record::Accepted { index, verdict: signed.clone() });
             }
-            (Stage::Submitted { .. } | Stage::Admitted { .. }, Outcome::Rejected { reason, .. }) => {
+            (Stage::Submitted { .. } | Stage::Admitted { .. }, Outcome::Rejected { layer, reason }) => {
                 self.judging = false;
-                let report = Report::Rejected { round: self.state.round, worker: verdict.worker, reason };
+                let report = Report::Rejected { round: self.state.round, worker: verdict.worker, layer, reason };
                 self.effects.push(Effect::Report(report));
                 self.record(Record::Rejected { index, verdict: signed.clone() });
             }
             _ => {}
+        }
+    }
+
+    // --- audits ---------------------------------------------------------------------------------------------------
+
+    /// The verifiers that were not found to lie.
+    fn believed(&self) -> BTreeSet<PublicKey> {
+        let struck_off =
+            |verifier: &&PublicKey| self.state.verifiers.get(verifier).is_some_and(|record| record.struck_off);
+        self.verifiers.iter().filter(|verifier| !struck_off(verifier)).copied().collect()
+    }
+
+    /// A task to do again, for a worker that has no part in it.
+    fn lease_copy(&mut self, now: Time, worker: PublicKey) -> Option<Lease> {
+        let spec = &self.state.spec;
+        spec.audits.filter(|audits| audits.by == Auditors::Peers)?;
+        let held = self.state.cases.values().find_map(|case| {
+            let peer = case.peers.get(&worker).filter(|peer| peer.deadline > now && !peer.handed_in)?;
+            Some(Lease { task: case.task.clone(), deadline: peer.deadline })
+        });
+        if held.is_some() {
+            return held;
+        }
+        let (id, case) = self.state.cases.iter().find(|(_, case)| case.takes(spec, &worker, now))?;
+        let (case, lease) = (*id, Lease { task: case.task.clone(), deadline: now + spec.timing.lease });
+        self.record(Record::PeerLeased { case, worker, deadline: lease.deadline });
+        Some(lease)
+    }
+
+    /// Whether `worker` may yet be wanted to do a task again.
+    fn may_be_asked(&self, worker: &PublicKey) -> bool {
+        let another =
+            |case: &Case| case.worker != *worker && !case.peers.get(worker).is_some_and(|peer| peer.handed_in);
+        self.state.asks_peers() && !self.is_banned(worker) && self.state.cases.values().any(another)
+    }
+
+    /// The case that `worker` was lent this task for as a copy, if it was.
+    fn copy_of(&self, worker: PublicKey, task: TaskId) -> Result<Option<(CaseId, Peer)>, RefusalReason> {
+        if self.is_banned(&worker) {
+            return Err(RefusalReason::Banned);
+        }
+        let of_task = |id: &CaseId| id.0 == task;
+        let mut cases = self.state.cases.iter().filter(|(id, _)| of_task(id));
+        Ok(cases.find_map(|(id, case)| Some((*id, *case.peers.get(&worker)?))))
+    }
+
+    /// Has everything compared that peers have handed in and nobody has judged.
+    fn judge_copies(&mut self, id: CaseId) {
+        let Some(case) = self.state.cases.get(&id) else { return };
+        for (peer, copy) in &case.peers {
+            let judged = case.opinions.iter().any(|opinion| opinion.verifier == *peer);
+            if let Some(commitment) = copy.commitment.filter(|_| copy.handed_in && !judged) {
+                let (task, copy) = (case.task.clone(), commitment.payload);
+                let job = CopiesJob { task, worker: case.worker, payload: case.payload, peer: *peer, copy };
+                self.effects.push(Effect::Judge(Job::Copies(Box::new(job))));
+            }
+        }
+    }
+
+    /// What a verifier says that has computed a task again, if it is its turn.
+    fn opinion(&mut self, verifier: PublicKey, verdict: &Verdict, signed: &Signed) {
+        let id = (verdict.task, verdict.payload);
+        let Some(case) = self.state.cases.get(&id) else { return };
+        let asked = match verdict.by {
+            None => case.others(&self.believed()).is_some_and(|spoken| !spoken.contains(&verifier)),
+            Some(peer) => {
+                let judged = case.opinions.iter().any(|opinion| opinion.verifier == peer);
+                case.peers.get(&peer).is_some_and(|peer| peer.handed_in) && !judged
+            }
+        };
+        if asked && case.worker == verdict.worker && case.task.tokens() == verdict.work {
+            self.record(Record::Opinion { verdict: signed.clone() });
+            self.stirred.insert(id);
+        }
+    }
+
+    /// Whoever was found to have handed in false work has one appeal, to a verifier that has not judged it.
+    fn appeal(&mut self, now: Time, worker: PublicKey, task: TaskId) -> Result<WorkerReply, RefusalReason> {
+        let convicted = self
+            .state
+            .cases
+            .iter()
+            .find(|((id, _), case)| *id == task && case.worker == worker && case.convicted.is_some());
+        let (id, case) = convicted.ok_or(RefusalReason::NothingToAppeal)?;
+        let id = *id;
+        if !case.appealed {
+            let spoken = |verifier: &PublicKey| case.opinions.iter().any(|opinion| opinion.verifier == *verifier);
+            if !self.state.asks_peers() && self.believed().iter().all(spoken) {
+                return Err(RefusalReason::NobodyToAppealTo);
+            }
+            self.record(Record::Appealed { case: id, at: now });
+            self.stirred.insert(id);
+        }
+        Ok(WorkerReply::Received(task))
+    }
+
+    /// Moves audits on as far as they go.
+    fn audit(&mut self, now: Time) {
+        while let Some(id) = self.stirred.pop_first() {
+            let verifiers = self.believed();
+            let Some(case) = self.state.cases.get(&id) else { continue };
+            match case.next(&self.state.spec, &verifiers, now) {
+                Next::Ask { .. } if self.state.asks_peers() => self.judge_copies(id),
+                Next::Ask { not } => {
+                    let job = ReplayJob { task: case.task.clone(), worker: case.worker, payload: case.payload, not };
+                    self.effects.push(Effect::Judge(Job::Replay(Box::new(job))));
+                }
+                Next::Convict => {
+                    let (round, worker) = (case.task.round, case.worker);
+                    self.effects.push(Effect::Report(Report::Convicted { round, worker, task: id.0 }));
+                    self.judging = false;
+                    self.record(Record::Convicted { case: id, at: now });
+                }
+                Next::End(ending) => self.end_audit(id, ending),
+                Next::Wait => {}
+            }
+        }
+    }
+
+    fn end_audit(&mut self, id: CaseId, ending: Ending) {
+        let Some(case) = self.state.cases.get(&id) else { return };
+        let (round, worker, planted) = (case.task.round, case.worker, case.planted);
+        let copies = case.peers.values().filter_map(|peer| peer.commitment.map(|commitment| commitment.payload));
+        let blobs: Vec<Digest> = copies.chain([case.payload, case.task.base]).collect();
+        let believed = self.believed();
+        self.record(Record::AuditEnded { case: id, ending });
+        if !planted {
+            self.effects.push(Effect::Report(Report::Audited { round, worker, ending }));
+        }
+        let still = self.believed();
+        for verifier in believed.into_iter().filter(|verifier| !still.contains(verifier)) {
+            self.effects.push(Effect::Report(Report::StruckOff { verifier }));
+            // Others have to judge what it has judged.
+            self.stirred = self.state.cases.keys().copied().collect();
+        }
+        if ending == Ending::False
+            && let Some(verdict) = self.state.forfeits.values().last()
+        {
+            self.effects.push(Effect::Forfeit { verdict: verdict.clone() });
+        }
+        self.forget(blobs);
+    }
+
+    /// Gives up those of these blobs that nothing needs any more.
+    fn forget(&mut self, mut blobs: Vec<Digest>) {
+        let needed = self.state.blobs();
+        blobs.retain(|blob| !needed.contains(blob));
+        if !blobs.is_empty() {
+            self.effects.push(Effect::Forget(blobs));
         }
     }
 
@@ -507,15 +796,20 @@ impl<R> Rounds<R> {
         if admitted > 0 && (open == 0 || (due && enough)) {
             self.judge_statistics();
         } else if admitted == 0 && (open == 0 || (due && enough)) {
-            self.close();
+            self.close(now);
         } else if due {
             self.record(Record::Extended { at: now });
         }
     }
 
-    fn close(&mut self) {
-        self.record(Record::RoundClosed);
+    fn close(&mut self, now: Time) {
         let round = self.state.round;
+        let secret = self.secrets.as_ref().and_then(|secrets| secrets.secret(round));
+        // One verifier can only be that of the coordinator itself, or is all there is.
+        let test = self.believed().len() > 1 && !self.state.asks_peers();
+        self.record(Record::RoundClosed { at: now, secret, test });
+        let new = self.state.cases.iter().filter(|(_, case)| case.task.round == round).map(|(id, _)| *id);
+        self.stirred.extend(new);
         let verdicts = self.state.unpaid.get(&round).cloned().unwrap_or_default();
         let accepted = u32::try_from(verdicts.len()).unwrap_or(u32::MAX);
         let tokens = u64::from(accepted) * self.state.spec.tokens_per_task();
@@ -543,18 +837,14 @@ impl<R> Rounds<R> {
             return;
         }
         let mut forget: Vec<Digest> = self.state.slots.iter().filter_map(|slot| slot.stage.payload()).collect();
-        forget.extend(self.state.momentum.filter(|old| Some(*old) != momentum));
+        forget.extend(self.state.momentum);
         self.judging = false;
         self.record(Record::RoundOpened { round: round.next(), base: model, momentum, at: now });
         let kept = limits::MODELS_KEPT as usize;
-        if let Some(old) = self.state.lineage.len().checked_sub(kept + 1).and_then(|old| self.state.lineage.get(old)) {
-            let newer = &self.state.lineage[self.state.lineage.len() - kept..];
-            if newer.iter().all(|model| model.digest != old.digest) {
-                forget.push(old.digest);
-            }
-        }
+        let old = self.state.lineage.len().checked_sub(kept + 1).and_then(|old| self.state.lineage.get(old));
+        forget.extend(old.map(|old| old.digest));
         self.effects.push(Effect::Evaluate { round: round.next(), model });
-        self.effects.push(Effect::Forget(forget));
+        self.forget(forget);
     }
 
     fn evaluated(&mut self, round: Round, loss: f64) {
@@ -586,7 +876,8 @@ impl<R> Rounds<R> {
         let round = round.filter(|deadline| *deadline > now);
         let parked = self.parked.iter().map(|(.., until)| *until);
         let submitted = |slot: &Slot| matches!(slot.stage, Stage::Submitted { .. });
-        let owed = self.judging || !self.state.unpaid.is_empty() || self.state.slots.iter().any(submitted);
+        let audits = !self.state.cases.is_empty() || !self.state.forfeits.is_empty();
+        let owed = self.judging || audits || !self.state.unpaid.is_empty() || self.state.slots.iter().any(submitted);
         let again = owed.then(|| self.asked.max(now) + ASK_AGAIN);
         let next = leases.chain(round).chain(parked).chain(again).min();
         // Never far ahead, so that there is a plan that most events need not look beyond.

@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{RunSpec, Task};
+use crate::coordinator::DrawnResult;
+use crate::protocol::{AuditPolicy, Auditors, Audits, Ppm, RunSpec, Task};
 use crate::testing::{self, key};
 
 const VERIFIER: u8 = 100;
@@ -27,10 +28,32 @@ impl Bench {
         bench
     }
 
+    /// One in which everything is audited, by so many verifiers.
+    fn audited(tasks: u32, verifiers: u8) -> Self {
+        Self::audited_by(Auditors::Verifiers, tasks, verifiers)
+    }
+
+    fn audited_by(by: Auditors, tasks: u32, verifiers: u8) -> Self {
+        let policy = AuditPolicy { probation: 1000, decay: 1, floor: Ppm::ONE };
+        let audits = Some(Audits { policy, by, anchor: secrets().anchor() });
+        let base = Digest::of(b"model 0");
+        let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(0) }];
+        let spec = RunSpec { audits, ..testing::spec(tasks) };
+        let mut bench = Self::with_verifiers(spec, records, None, Time(0), verifiers);
+        bench.step(Event::Started);
+        bench.effects.clear();
+        bench
+    }
+
     fn restored(spec: RunSpec, records: Vec<Record>, end: Option<u32>, now: Time) -> Self {
+        Self::with_verifiers(spec, records, end, now, 1)
+    }
+
+    fn with_verifiers(spec: RunSpec, records: Vec<Record>, end: Option<u32>, now: Time, count: u8) -> Self {
+        let secrets = spec.audits.is_some().then(secrets);
         let state = State::replay(spec, records.clone());
-        let verifiers = BTreeSet::from([key(VERIFIER).public()]);
-        let rounds = Rounds::new(state, verifiers, end.map(Round));
+        let verifiers = (VERIFIER..VERIFIER + count).map(|n| key(n).public()).collect();
+        let rounds = Rounds::new(state, verifiers, secrets, end.map(Round));
         Self { rounds, now, records, effects: Vec::new(), requests: 0 }
     }
 
@@ -38,7 +61,8 @@ impl Bench {
     fn crash(self) -> Self {
         let end = self.rounds.end.map(|end| end.0);
         let live = self.rounds.state().clone();
-        let mut again = Self::restored(live.spec().clone(), self.records, end, self.now);
+        let count = self.rounds.verifiers.len() as u8;
+        let mut again = Self::with_verifiers(live.spec().clone(), self.records, end, self.now, count);
         assert_eq!(*again.rounds.state(), live, "what is on disk is not what was in memory");
         again.step(Event::Started);
         again
@@ -103,6 +127,76 @@ impl Bench {
         }
     }
 
+    /// Every round so far, with a worker for each task, up to the point where the audits of the last are owed.
+    fn work(&mut self, rounds: u32) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        for _ in 0..rounds {
+            let workers = 1..=self.rounds.state().spec().tasks_per_round as u8;
+            let leased: Vec<Task> = workers.clone().map(|worker| self.lease(worker)).collect();
+            for (worker, task) in workers.zip(&leased) {
+                self.hand_in(worker, task);
+            }
+            tasks.extend(leased);
+            self.judge_cheap();
+            self.finish_aggregation();
+        }
+        tasks
+    }
+
+    /// Judges all but replays, which are left to be taken by [`Bench::replays`].
+    fn judge_cheap(&mut self) {
+        loop {
+            let (again, jobs): (Vec<_>, Vec<_>) =
+                self.jobs().into_iter().partition(|job| matches!(job, Job::Replay(_) | Job::Copies(_)));
+            self.effects.extend(again.into_iter().map(Effect::Judge));
+            if jobs.is_empty() {
+                return;
+            }
+            for job in jobs {
+                let verdicts = verdicts(&job, &|_| true);
+                self.step(Event::Verdicts(verdicts));
+            }
+        }
+    }
+
+    fn replays(&mut self) -> Vec<ReplayJob> {
+        let jobs = self.jobs().into_iter();
+        jobs.filter_map(|job| if let Job::Replay(job) = job { Some(*job) } else { None }).collect()
+    }
+
+    /// Verifier `verifier` says of a replay that it is `clean`, or not.
+    fn opine(&mut self, verifier: u8, job: &ReplayJob, clean: bool) {
+        self.step(Event::Verdicts(vec![opinion(verifier, job, clean)]));
+    }
+
+    /// Compares the copies that were handed in; `alike` says whether those of these two workers agree.
+    fn compare_copies(&mut self, alike: impl Fn(PublicKey, PublicKey) -> bool) {
+        for job in self.jobs() {
+            let Job::Copies(job) = job else { continue };
+            let (tokens, layer) = (job.task.tokens(), Layer::Replay);
+            let outcome = if alike(job.worker, job.peer) {
+                Outcome::Accepted { layer, tokens, norm: 1.0 }
+            } else {
+                Outcome::Rejected { layer, reason: Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1 } }
+            };
+            let (task, worker, payload, by) = (job.task.id(), job.worker, job.payload, Some(job.peer));
+            let verdict = Verdict { task, worker, payload, work: tokens, by, outcome };
+            self.step(Event::Verdicts(vec![Signed::seal(&key(VERIFIER), &verdict)]));
+        }
+    }
+
+    fn records_of(&self, wanted: fn(&Record) -> bool) -> usize {
+        self.records.iter().filter(|record| wanted(record)).count()
+    }
+
+    fn ending_of(&self, job: &ReplayJob) -> Option<Ending> {
+        let id = (job.task.id(), job.payload);
+        self.records.iter().find_map(|record| match record {
+            Record::AuditEnded { case, ending } if *case == id => Some(*ending),
+            _ => None,
+        })
+    }
+
     fn count(&self, wanted: fn(&Effect<u32>) -> bool) -> usize {
         self.effects.iter().filter(|effect| wanted(effect)).count()
     }
@@ -112,6 +206,22 @@ impl Bench {
         let model = Digest::of(format!("model {}", round.0 + 1).as_bytes());
         self.step(Event::Aggregated { round, model, momentum: None });
     }
+}
+
+fn secrets() -> SecretChain {
+    SecretChain::new(&Seed::from_number(9), 100)
+}
+
+fn opinion(verifier: u8, job: &ReplayJob, clean: bool) -> Signed {
+    let tokens = job.task.tokens();
+    let outcome = if clean {
+        Outcome::Accepted { layer: Layer::Replay, tokens, norm: 1.0 }
+    } else {
+        Outcome::Rejected { layer: Layer::Replay, reason: Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1 } }
+    };
+    let verdict =
+        Verdict { task: job.task.id(), worker: job.worker, payload: job.payload, work: tokens, by: None, outcome };
+    Signed::seal(&key(verifier), &verdict)
 }
 
 fn submission(task: &Task, worker: u8) -> Submission {
@@ -129,6 +239,8 @@ fn verdicts(job: &Job, accept: &impl Fn(PublicKey) -> bool) -> Vec<Signed> {
             let candidate = |c: &Candidate| (c.task.id(), c.worker, c.payload, c.task.tokens());
             (Layer::Statistics, job.candidates.iter().map(candidate).collect())
         }
+        Job::Replay(job) => (Layer::Replay, vec![(job.task.id(), job.worker, job.payload, job.task.tokens())]),
+        Job::Copies(_) => panic!("copies are judged one by one"),
     };
     judged
         .into_iter()
@@ -138,7 +250,7 @@ fn verdicts(job: &Job, accept: &impl Fn(PublicKey) -> bool) -> Vec<Signed> {
             } else {
                 Outcome::Rejected { layer, reason: Reason::NotFinite }
             };
-            Signed::seal(&key(VERIFIER), &Verdict { task, worker, payload, outcome })
+            Signed::seal(&key(VERIFIER), &Verdict { task, worker, payload, work: 0, by: None, outcome })
         })
         .collect()
 }
@@ -245,6 +357,8 @@ fn nobody_can_hand_in_what_is_not_theirs_or_was_not_committed() {
             task: task.id(),
             worker: key(1).public(),
             payload: mine.commitment.payload,
+            work: 64,
+            by: None,
             outcome: Outcome::Accepted { layer: Layer::Replay, tokens: 64, norm: 1.0 },
         },
     );
@@ -290,7 +404,7 @@ fn verdicts_of_strangers_or_on_other_work_change_nothing() {
     bench.hand_in(1, &task);
     let payload = submission(&task, 1).commitment.payload;
     let outcome = Outcome::Accepted { layer: Layer::Admission, tokens: 64, norm: 1.0 };
-    let sound = Verdict { task: task.id(), worker: key(1).public(), payload, outcome };
+    let sound = Verdict { task: task.id(), worker: key(1).public(), payload, work: 0, by: None, outcome };
     let before = bench.records.len();
     let of = |signer: u8, verdict: Verdict| Signed::seal(&key(signer), &verdict);
     let (mut worker, mut work) = (sound.clone(), sound.clone());
@@ -382,6 +496,318 @@ fn a_verifier_or_ledger_that_does_not_answer_is_asked_again() {
     bench.now = bench.now + ASK_AGAIN;
     bench.step(Event::Wake);
     assert_eq!(bench.count(|effect| matches!(effect, Effect::Pay { .. })), 2);
+}
+
+#[test]
+fn a_result_that_verifiers_find_false_twice_costs_its_worker_everything_once_the_time_to_appeal_is_over() {
+    let mut bench = Bench::audited(2, 3);
+    bench.work(1);
+    let jobs = bench.replays();
+    let mine = jobs.iter().find(|job| job.worker == key(1).public()).unwrap().clone();
+    bench.opine(100, &mine, false);
+    assert!(!bench.rounds.state().workers()[&key(1).public()].banned, "one opinion is no proof");
+    let second = bench.replays();
+    assert_eq!(second.iter().map(|job| job.not.clone()).collect::<Vec<_>>(), [[key(100).public()]]);
+    bench.opine(100, &mine, false);
+    assert_eq!(bench.records_of(|record| matches!(record, Record::Opinion { .. })), 1, "it has spoken before");
+    let task = bench.lease(1);
+    bench.opine(101, &mine, false);
+    assert!(bench.rounds.state().workers()[&key(1).public()].banned);
+    let refused = |task| Some(WorkerReply::Refused { task: Some(task), reason: RefusalReason::Banned });
+    assert_eq!(bench.ask(1, &WorkerRequest::Lease { tokens_per_second: 0 }), refused(mine.task.id()));
+    assert_eq!(bench.hand_in(1, &task), refused(task.id()));
+    assert_eq!(bench.lease(3).id(), task.id(), "its work goes to others at once");
+    assert_eq!(bench.count(|effect| matches!(effect, Effect::Forfeit { .. })), 0);
+    bench = bench.crash();
+    bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+    bench.step(Event::Wake);
+    assert_eq!(bench.ending_of(&mine), Some(Ending::False));
+    let forfeits: Vec<Signed> = bench
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Forfeit { verdict } => Some(verdict.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(forfeits, [opinion(101, &mine, false)]);
+    let (_, verdict) = forfeits[0].open::<Verdict>().unwrap();
+    let worker = key(1).public();
+    bench.step(Event::Forfeited { finding: verdict.finding(), worker, lost: Amount::from_hyd(3) });
+    assert!(bench.rounds.state().forfeits.is_empty() && bench.rounds.state().workers()[&worker].banned);
+}
+
+#[test]
+fn an_appeal_goes_to_a_verifier_that_has_not_judged_and_its_word_is_the_last() {
+    for (word, ending) in [(true, Ending::Clean), (false, Ending::False)] {
+        let mut bench = Bench::audited(1, 3);
+        bench.work(1);
+        let job = bench.replays().remove(0);
+        let task = job.task.id();
+        let refusal = |reason| Some(WorkerReply::Refused { task: Some(task), reason });
+        assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal));
+        bench.opine(100, &job, false);
+        bench.opine(101, &job, false);
+        bench.effects.clear();
+        assert_eq!(bench.ask(2, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal), "not its own");
+        assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), Some(WorkerReply::Received(task)));
+        assert_eq!(bench.replays()[0].not, [key(100).public(), key(101).public()]);
+        bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+        bench = bench.crash();
+        assert_eq!(bench.ending_of(&job), None, "an appeal is waited for");
+        bench.opine(102, &job, word);
+        assert_eq!(bench.ending_of(&job), Some(ending));
+        assert_eq!(bench.rounds.state().workers()[&key(1).public()].banned, !word);
+        let faults: Vec<u32> = (100..103).map(|n| bench.rounds.state().verifiers()[&key(n).public()].faults).collect();
+        assert_eq!(faults, if word { [1, 1, 0] } else { [0, 0, 0] });
+    }
+}
+
+#[test]
+fn where_verifiers_disagree_the_third_decides_and_without_one_the_worker_keeps_its_pay() {
+    let mut bench = Bench::audited(1, 3);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(100, &job, false);
+    bench.opine(101, &job, true);
+    bench.opine(102, &job, true);
+    assert_eq!(bench.ending_of(&job), Some(Ending::Clean));
+
+    let mut bench = Bench::audited(1, 2);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(100, &job, false);
+    bench.opine(101, &job, true);
+    bench.now = bench.now + limits::AUDIT_WITHIN;
+    bench = bench.crash();
+    bench.step(Event::Wake);
+    assert_eq!(bench.ending_of(&job), Some(Ending::Unfinished));
+    assert_eq!(bench.rounds.state().workers()[&key(1).public()].owed, 0);
+}
+
+#[test]
+fn an_audit_that_nobody_takes_up_ends_in_the_workers_favour() {
+    let mut bench = Bench::audited(2, 1);
+    bench.work(1);
+    let jobs = bench.replays();
+    bench.now = bench.now + limits::AUDIT_WITHIN;
+    bench.step(Event::Wake);
+    assert!(jobs.iter().all(|job| bench.ending_of(job) == Some(Ending::Unfinished)));
+}
+
+#[test]
+fn a_worker_with_many_audits_owed_gets_no_more_work_until_some_are_done() {
+    let mut bench = Bench::audited(1, 1);
+    bench.work(limits::AUDITS_OWED_MAX);
+    assert_eq!(bench.ask(1, &WorkerRequest::Lease { tokens_per_second: 0 }), None);
+    let waiting = bench.requests;
+    let job = bench.replays().remove(0);
+    bench.opine(VERIFIER, &job, true);
+    assert!(matches!(bench.answer_to(waiting), Some(WorkerReply::Leased(_))));
+}
+
+#[test]
+fn a_verifier_that_lets_planted_cheats_pass_is_struck_off_and_what_it_said_is_forgotten() {
+    let mut bench = Bench::audited(6, 2);
+    let mut planted = None;
+    for _ in 0..20 {
+        bench.work(1);
+        for job in bench.replays() {
+            // Nobody but the coordinator can tell: here the payload gives it away.
+            let worker = (1..=6).find(|n| submission(&job.task, *n).commitment.payload == job.payload);
+            if worker.is_none() {
+                planted = Some(job);
+            } else {
+                bench.opine(100, &job, true);
+            }
+        }
+        if planted.is_some() {
+            break;
+        }
+    }
+    let planted = planted.unwrap();
+    let faithful = key(100).public();
+    assert_eq!(bench.rounds.state().verifiers()[&faithful].faults, 0);
+    bench.opine(101, &planted, true);
+    assert_eq!(bench.ending_of(&planted), Some(Ending::TestFailed));
+    assert!(bench.rounds.state().verifiers()[&key(101).public()].struck_off);
+    assert_eq!(bench.rounds.believed(), [faithful].into());
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(101, &job, true);
+    assert_eq!(bench.ending_of(&job), None, "nobody listens to it");
+}
+
+#[test]
+fn a_replay_is_paid_with_the_next_round_and_its_blobs_are_kept_until_then() {
+    let mut bench = Bench::audited(1, 1);
+    bench.work(limits::MODELS_KEPT + 2);
+    let mut jobs = bench.replays();
+    jobs.sort_by_key(|job| job.task.round);
+    let needed = bench.rounds.state().blobs();
+    assert!(jobs.iter().all(|job| needed.contains(&job.payload) && needed.contains(&job.task.base)));
+    let verdicts: Vec<Signed> = jobs.iter().map(|job| opinion(VERIFIER, job, true)).collect();
+    bench.step(Event::Verdicts(verdicts.clone()));
+    let forgotten: BTreeSet<Digest> = bench
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Forget(blobs) => Some(blobs.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert!(jobs.iter().all(|job| forgotten.contains(&job.payload)));
+    assert!(forgotten.contains(&jobs[0].task.base) && !forgotten.contains(&jobs[jobs.len() - 1].task.base));
+    bench.effects.clear();
+    bench.work(1);
+    let paid = bench.effects.iter().find_map(|effect| match effect {
+        Effect::Pay { verdicts, .. } => Some(verdicts[1..].to_vec()),
+        _ => None,
+    });
+    assert_eq!(paid, Some(verdicts));
+}
+
+#[test]
+fn peers_do_drawn_tasks_again_without_knowing_and_a_majority_of_them_decides() {
+    let mut bench = Bench::audited_by(Auditors::Peers, 3, 1);
+    bench.work(1);
+    // Worker 1 cheats; nobody is lent its own task again, and each copy only once at a time.
+    for _ in 0..6 {
+        for worker in 1..=3 {
+            let Some(WorkerReply::Leased(lease)) = bench.ask(worker, &WorkerRequest::Lease { tokens_per_second: 0 })
+            else {
+                continue;
+            };
+            if lease.task.round == Round(0) {
+                assert_ne!(submission(&lease.task, worker).commitment.payload, {
+                    let state = bench.rounds.state();
+                    state.cases.values().find(|case| case.task == lease.task).unwrap().payload
+                });
+            }
+            bench.hand_in(worker, &lease.task);
+            bench.hand_in(worker, &lease.task);
+            bench = bench.crash();
+        }
+        bench.compare_copies(|worker, peer| (worker == key(1).public()) == (peer == key(1).public()));
+    }
+    let state = bench.rounds.state();
+    assert!(state.workers()[&key(1).public()].banned);
+    let banned = |n: u8| state.workers()[&key(n).public()].banned;
+    assert!(!banned(2) && !banned(3), "the copies of a cheat convict nobody alone");
+    assert_eq!(state.workers()[&key(1).public()].audited, 0);
+}
+
+#[test]
+fn what_is_published_of_a_rounds_audits_can_be_rechecked_and_no_part_of_it_changed() {
+    use crate::coordinator::{RecheckError, recheck};
+    let mut bench = Bench::audited(3, 2);
+    bench.work(2);
+    let jobs = bench.replays();
+    let guilty = jobs.iter().find(|job| job.task.round == Round(1)).unwrap();
+    for job in jobs.iter().filter(|job| *job != guilty) {
+        bench.opine(100, job, true);
+    }
+    bench.opine(100, guilty, false);
+    bench.opine(101, guilty, false);
+    bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+    bench.step(Event::Wake);
+    let (spec, draw) = (bench.rounds.state().spec().clone(), bench.rounds.state().draw_of(Round(1)).unwrap().clone());
+    let found = recheck(&spec, Round(1), &draw).unwrap();
+    assert_eq!((found.results, found.drawn, found.open, found.verdicts), (3, 3, 0, 4));
+    assert_eq!(recheck(&spec, Round(0), &draw), Err(RecheckError::Secret));
+    let place = draw.results.iter().position(|result| result.task == guilty.task.id()).unwrap();
+    let altered = |change: fn(&mut DrawnResult)| {
+        let mut draw = draw.clone();
+        change(&mut draw.results[place]);
+        recheck(&spec, Round(1), &draw).unwrap_err()
+    };
+    assert!(matches!(altered(|result| result.ending = Some(Ending::Clean)), RecheckError::Ending { .. }));
+    assert!(matches!(altered(|result| drop(result.verdicts.pop())), RecheckError::Ending { .. }));
+    assert!(matches!(altered(|result| result.worker = key(9).public()), RecheckError::Verdict(_)));
+    assert!(matches!(altered(|result| result.payload = Digest::of(b"other")), RecheckError::Verdict(_)));
+    let hidden = altered(|result| {
+        result.verdicts.clear();
+        result.ending = Some(Ending::Clean);
+    });
+    assert!(matches!(hidden, RecheckError::Draw { drawn: true, .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Opinions of three verifiers, some lying, in any order, repeated, between crashes and appeals: each case ends at
+    /// most once, never against a majority of those who spoke, and how it ends does not depend on the order in which
+    /// the same opinions came.
+    #[test]
+    fn audits_end_once_and_never_against_the_worker_without_two_opinions(
+        moves in prop::collection::vec((0u8..6, 0u8..3, any::<prop::sample::Index>(), any::<bool>()), 1..60),
+    ) {
+        let mut bench = Bench::audited(3, 3);
+        bench.work(2);
+        let jobs = bench.replays();
+        for (action, verifier, which, clean) in moves {
+            let job = which.get(&jobs);
+            match action {
+                0..=2 => bench.opine(100 + verifier, job, clean),
+                3 => { bench.ask(1 + verifier, &WorkerRequest::Appeal(job.task.id())); }
+                4 => {
+                    bench.now = bench.now + Duration::from_mins(4);
+                    bench.step(Event::Wake);
+                }
+                _ => bench = bench.crash(),
+            }
+        }
+        for job in &jobs {
+            let id = (job.task.id(), job.payload);
+            let ends: Vec<Ending> = bench.records.iter().filter_map(|record| match record {
+                Record::AuditEnded { case, ending } if *case == id => Some(*ending),
+                _ => None,
+            }).collect();
+            prop_assert!(ends.len() <= 1, "{ends:?}");
+            let mut against = BTreeSet::new();
+            for record in &bench.records {
+                if let Record::Opinion { verdict } = record {
+                    let (verifier, verdict) = verdict.open::<Verdict>().unwrap();
+                    if (verdict.task, verdict.payload) == id && matches!(verdict.outcome, Outcome::Rejected { .. }) {
+                        against.insert(verifier);
+                    }
+                }
+            }
+            if ends == [Ending::False] {
+                prop_assert!(against.len() >= 2, "convicted by {}", against.len());
+            }
+        }
+    }
+
+    /// The opinions of two verifiers on each result, in any order: the same ends.
+    #[test]
+    fn how_audits_end_does_not_depend_on_the_order_of_opinions(
+        says in prop::collection::vec(any::<bool>(), 6), order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let end = |order: &[usize]| {
+            let mut bench = Bench::audited(3, 2);
+            bench.work(1);
+            let jobs = bench.replays();
+            for _ in 0..2 {
+                for &turn in order {
+                    bench.opine(100 + (turn / 3) as u8, &jobs[turn % 3], says[turn]);
+                }
+            }
+            bench.now = bench.now + limits::AUDIT_WITHIN;
+            bench.step(Event::Wake);
+            jobs.iter().map(|job| bench.ending_of(job)).collect::<Vec<_>>()
+        };
+        // One clean opinion that comes first ends the audit; that is the only thing that order can change, and
+        // always in the worker's favour.
+        let (sorted, shuffled) = (end(&[0, 1, 2, 3, 4, 5]), end(&order));
+        for (place, (one, other)) in sorted.iter().zip(&shuffled).enumerate() {
+            let agree = says[place] == says[place + 3];
+            let convicted = [one, other].contains(&&Some(Ending::False));
+            let fair = if agree { one == other } else { !convicted };
+            prop_assert!(fair, "{one:?}, {other:?}");
+        }
+    }
 }
 
 proptest! {

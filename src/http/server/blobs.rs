@@ -167,7 +167,7 @@ async fn sweep_once(site: &Arc<Site>) -> Result<(), ApiError> {
     let mut unwanted = site.uploads.list().map_err(|error| ApiError::Internal(error.to_string()))?;
     let state = site.look(|state| {
         let models: BTreeSet<Digest> = state.lineage().iter().map(|model| model.digest).collect();
-        (state.committed_payloads(), models)
+        (state.blobs(), models)
     });
     let (wanted, mut kept) = state.await?;
     unwanted.retain(|digest| !wanted.contains(digest));

@@ -32,7 +32,7 @@ use warp::reply::Response;
 use self::request::{Asked, Peer};
 use super::admission::Admission;
 use super::auth::Gate;
-use super::desk::Desk;
+use super::desk::{Desk, Lane};
 use super::error::ApiError;
 use super::hub::Hub;
 use super::openapi::{Endpoint, ROUTES};
@@ -359,15 +359,17 @@ async fn handle(site: &Arc<Site>, endpoint: Endpoint, mut asked: Asked) -> Resul
         Endpoint::OpenApi => Ok(request::json(&super::openapi::document())),
         Endpoint::Hello => status::hello(site).await,
         Endpoint::Status => status::status(site).await,
+        Endpoint::Audits => status::audits(site, asked).await,
         Endpoint::Events => status::events(site),
         Endpoint::Register => workers::register(site, asked).await,
-        Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::GiveBack => {
+        Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::Appeal | Endpoint::GiveBack => {
             workers::ask(site, endpoint, asked).await
         }
         Endpoint::ReadBlob => blobs::read(site, asked).await,
         Endpoint::UploadProgress => blobs::progress(site, asked).await,
         Endpoint::Upload => blobs::upload(site, asked).await,
-        Endpoint::TakeJob => verifiers::take(site, asked).await,
+        Endpoint::TakeCheck => verifiers::take(site, asked, Lane::Check).await,
+        Endpoint::TakeReplay => verifiers::take(site, asked, Lane::Replay).await,
         Endpoint::Verdicts => verifiers::verdicts(site, asked).await,
         Endpoint::Finish => operations::finish(site, asked).await,
         Endpoint::Invite => operations::invite(site, asked).await,

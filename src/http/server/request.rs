@@ -25,7 +25,7 @@ type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
 pub(super) struct Asked {
     method: Method,
     path: String,
-    query: String,
+    pub(super) query: String,
     headers: HeaderMap,
     peer: IpAddr,
     body: Body,

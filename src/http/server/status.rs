@@ -5,9 +5,10 @@ use warp::http::header;
 use warp::reply::{Reply, Response};
 
 use super::Site;
-use super::request::json;
-use crate::http::api::{Hello, Status};
+use super::request::{Asked, json};
+use crate::http::api::{Hello, RoundAudits, Status};
 use crate::http::error::ApiError;
+use crate::protocol::{Round, limits};
 
 /// How long the coordinator may take to answer before the process does not count as ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
@@ -64,6 +65,21 @@ pub(super) async fn status(site: &Site) -> Result<Response, ApiError> {
     });
     let status = status.await?.ok_or_else(|| ApiError::Internal("the run has no model yet".into()))?;
     Ok(json(&status))
+}
+
+pub(super) async fn audits(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
+    let round = if asked.query.is_empty() { None } else { Some(asked.number("round")?) };
+    let round = round.map(|round| u32::try_from(round).map_or(Round(limits::ROUNDS_MAX), Round));
+    let audits = site.look(move |state| {
+        let round = round.unwrap_or_else(|| Round(state.round().0.saturating_sub(1)));
+        RoundAudits {
+            spec: state.spec().clone(),
+            round,
+            draw: state.draw_of(round).cloned(),
+            verifiers: state.verifiers().iter().map(|(key, record)| (*key, *record)).collect(),
+        }
+    });
+    Ok(json(&audits.await?))
 }
 
 pub(super) fn events(site: &Site) -> Result<Response, ApiError> {

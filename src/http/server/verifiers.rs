@@ -9,7 +9,7 @@ use super::Site;
 use super::request::{Asked, json, parse};
 use crate::coordinator::Event;
 use crate::http::api::{Done, Verdicts};
-use crate::http::desk::{JobDone, TakeJob};
+use crate::http::desk::{JobDone, Lane, TakeJob};
 use crate::http::error::ApiError;
 use crate::protocol::{PublicKey, Verdict, limits};
 
@@ -26,13 +26,13 @@ async fn verifier(site: &Site, asked: &mut Asked, limit: usize) -> Result<(Publi
 }
 
 /// Lends a job, or says with 204 that there is none.
-pub(super) async fn take(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
-    verifier(site, asked, limits::HTTP_BODY_BYTES_MAX).await?;
+pub(super) async fn take(site: &Site, asked: &mut Asked, lane: Lane) -> Result<Response, ApiError> {
+    let (verifier, _) = verifier(site, asked, limits::HTTP_BODY_BYTES_MAX).await?;
     let Some(desk) = &site.desk else {
         return Err(ApiError::Forbidden("this coordinator verifies by itself"));
     };
     let (reply, job) = oneshot::channel();
-    desk.try_send(TakeJob(reply)).map_err(|_| ApiError::Busy)?;
+    desk.try_send(TakeJob { verifier, lane, reply }).map_err(|_| ApiError::Busy)?;
     if let Ok(Ok(job)) = tokio::time::timeout(LONG_POLL, job).await {
         return Ok(json(&job));
     }

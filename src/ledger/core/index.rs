@@ -115,7 +115,7 @@ impl Index {
     }
 
     fn finding(&mut self, finding: Digest, worker: PublicKey) -> &mut Forfeited {
-        let new = Forfeited { worker, unvested: Amount::ZERO, stake: Amount::ZERO, sequence: 0 };
+        let new = Forfeited { finding, worker, unvested: Amount::ZERO, stake: Amount::ZERO, sequence: 0 };
         self.findings.entry(finding).or_insert(new)
     }
 

@@ -15,7 +15,6 @@ use super::refusals::{Refusal, Refusals};
 use super::{Account, Batch, Book, Decision, Economy, Entry, Head, Journal, JournalSource, StoreError};
 use crate::protocol::{PublicKey, Time};
 use index::Index;
-pub use pay::finding;
 pub use request::{Answer, Forfeited, LedgerError, Offer, Request, Standing};
 
 /// The ledger: what it is asked for, in transfers.

@@ -6,20 +6,13 @@ use crate::ledger::economy;
 use crate::ledger::{Account, Kind, Purpose, Transfer, TransferId};
 use crate::protocol::{Amount, Digest, Layer, Outcome, PublicKey, Round, RunId, Signed, TaskId, Time, Verdict, wire};
 
-/// Work that an accepting verdict makes due.
+/// Work that a verdict makes due.
 struct Work {
     task: TaskId,
+    /// Who did it: a worker, or a verifier that did it again.
     worker: PublicKey,
     tokens: u64,
     verdict: Digest,
-}
-
-/// The name of what a verdict finds: this payload of this worker for this task is false. However many verifiers find it,
-/// it is one finding.
-#[must_use]
-pub fn finding(verdict: &Verdict) -> Digest {
-    let Verdict { task, worker, payload, .. } = verdict;
-    Digest::in_domain("hydra finding v1", &wire::encode(&(task, worker, payload)))
 }
 
 impl Ledger {
@@ -81,23 +74,32 @@ impl Ledger {
         }
     }
 
-    /// The work that `verdicts` accept, in their order. What was found false since earns nothing.
+    /// The work that `verdicts` make due, in their order. What was found false since earns nothing; a replay earns whoever
+    /// did it as much as the task earned, whatever came of it.
     fn accepted(&self, verdicts: &[Signed]) -> Result<Vec<Work>, LedgerError> {
         let mut accepted = Vec::new();
-        let mut tasks = BTreeSet::new();
+        let mut due = BTreeSet::new();
         for (index, signed) in verdicts.iter().enumerate() {
             let (signer, verdict) = signed.open::<Verdict>().map_err(|error| LedgerError::Verdict { index, error })?;
             if !self.config.verifiers.contains(&signer) {
                 return Err(LedgerError::VerifierUnknown { index, signer });
             }
-            let Verdict { task, worker, outcome: Outcome::Accepted { tokens, .. }, .. } = verdict else { continue };
-            if !tasks.insert(task) {
+            let task = verdict.task;
+            let (worker, tokens, again) = match verdict.outcome {
+                Outcome::Accepted { layer: Layer::Replay, .. } | Outcome::Rejected { layer: Layer::Replay, .. } => {
+                    let payee = verdict.by.unwrap_or(signer);
+                    (payee, verdict.work, Some(payee))
+                }
+                Outcome::Accepted { tokens, .. } => (verdict.worker, tokens, None),
+                Outcome::Rejected { .. } => continue,
+            };
+            if !due.insert((task, again)) {
                 return Err(LedgerError::TaskTwice { task });
             }
             if let Some(&(run, round)) = self.index.work.get(&(task, worker)) {
                 return Err(LedgerError::WorkPaid { task, worker, run, round });
             }
-            if !self.index.findings.contains_key(&finding(&verdict)) {
+            if again.is_some() || !self.index.findings.contains_key(&verdict.finding()) {
                 accepted.push(Work { task, worker, tokens, verdict: Digest::of(&wire::encode(signed)) });
             }
         }
@@ -113,7 +115,7 @@ impl Ledger {
         if !matches!(verdict.outcome, Outcome::Rejected { layer: Layer::Replay, .. }) {
             return Err(LedgerError::NoFinding);
         }
-        let finding = finding(&verdict);
+        let finding = verdict.finding();
         if let Some(forfeited) = self.index.findings.get(&finding) {
             return Ok(self.unchanged(Answer::Forfeited(*forfeited)));
         }
@@ -136,7 +138,7 @@ impl Ledger {
         draft.add(Kind::Single, stake, Account::Burn, burned, purpose);
         let places = draft.len() as u64 - 1;
         Ok(draft.decide(|first, _| {
-            Answer::Forfeited(Forfeited { worker, unvested, stake: burned, sequence: first + places })
+            Answer::Forfeited(Forfeited { finding, worker, unvested, stake: burned, sequence: first + places })
         })?)
     }
 }

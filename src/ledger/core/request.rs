@@ -109,6 +109,8 @@ pub enum Answer {
 /// What false work has cost whoever did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forfeited {
+    /// The name of what was found: [`Verdict::finding`](crate::protocol::Verdict::finding).
+    pub finding: Digest,
     /// Who.
     pub worker: PublicKey,
     /// Unvested pay that is not theirs any more.

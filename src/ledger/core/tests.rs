@@ -97,10 +97,33 @@ fn a_round_is_not_paid_again_for_other_verdicts() {
 }
 
 #[test]
+fn whoever_does_work_again_is_paid_as_much_whatever_comes_of_it_and_once() {
+    let (mut ledger, mut store) = fresh();
+    let again = |n: u32, worker: u8, outcome: Outcome| {
+        let payload = Digest::of(b"payload");
+        let verdict = Verdict { task: task(n), worker: key(worker).public(), payload, work: 100, by: None, outcome };
+        Signed::seal(&verifier(), &verdict)
+    };
+    let clean = Outcome::Accepted { layer: Layer::Replay, tokens: 100, norm: 1.0 };
+    let false_work = Outcome::Rejected { layer: Layer::Replay, reason: crate::protocol::Reason::NoProgress };
+    let verdicts = vec![accepted(1, 1, 100), accepted(2, 2, 100), again(1, 1, clean.clone()), again(7, 3, false_work)];
+    let answer = ask(&mut ledger, &mut store, &pay_round(0, verdicts)).unwrap();
+    let me = verifier().public();
+    let Answer::RoundPaid { pays: paid, .. } = &answer else { panic!("{answer:?}") };
+    let payees: Vec<PublicKey> = paid.iter().map(|(payee, ..)| *payee).collect();
+    assert_eq!(payees, [key(1).public(), key(2).public(), me, me]);
+    let shares: Vec<i64> = paid.iter().map(|(.., amount)| amount.micro()).collect();
+    assert!(shares.iter().all(|share| *share == shares[0]), "{shares:?}");
+    let error = LedgerError::WorkPaid { task: task(1), worker: me, run: run(), round: Round(0) };
+    refused(&mut ledger, &mut store, &pay_round(1, vec![again(1, 1, clean)]), error);
+}
+
+#[test]
 fn only_verdicts_signed_by_a_trusted_verifier_count() {
     let (mut ledger, mut store) = fresh();
-    let outcome = Outcome::Accepted { layer: Layer::Replay, tokens: 5, norm: 1.0 };
-    let verdict = Verdict { task: task(1), worker: key(1).public(), payload: Digest::of(b""), outcome };
+    let outcome = Outcome::Accepted { layer: Layer::Statistics, tokens: 5, norm: 1.0 };
+    let verdict =
+        Verdict { task: task(1), worker: key(1).public(), payload: Digest::of(b""), work: 0, by: None, outcome };
     let by = |keypair: &Keypair| Signed::seal(keypair, &verdict);
     let good = accepted(2, 2, 5);
     let unknown = LedgerError::VerifierUnknown { index: 1, signer: key(1).public() };
@@ -266,6 +289,8 @@ fn orders_and_holds_that_cannot_be_are_refused_with_their_reasons() {
         task: task(1),
         worker: a,
         payload: Digest::of(b""),
+        work: 0,
+        by: None,
         outcome: Outcome::Rejected { layer: Layer::Replay, reason: crate::protocol::Reason::NoProgress },
     };
     case(Request::Forfeit { verdict: Signed::seal(&key(3), &stranger) }, "verifier_unknown");
