@@ -31,7 +31,7 @@ pub use self::core::{
 };
 pub use account::{Account, AccountError};
 pub use actor::{Ask, IsReady, LedgerActor};
-pub use audit::{Audited, audit};
+pub use audit::{Audited, audit, audit_journal};
 pub use book::{Book, BookError, Decision, Hold, Known, Posted, Posts, Totals};
 pub use desk::{Desk, Direct, Job, JournalWriter, Written};
 pub use economy::{Economy, EconomyConfig, EconomyError};
