@@ -27,13 +27,16 @@ struct Net {
     certificate: Option<PathBuf>,
 }
 
+/// Free a moment ago, and the system hands out others first.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Net {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("text.txt"), common::text()).unwrap();
-        // Free a moment ago, and the system hands out others first.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder, port, children: Vec::new(), certificate: None }
+        Self { folder, port: free_port(), children: Vec::new(), certificate: None }
     }
 
     fn state(&self, name: &str) -> PathBuf {
@@ -66,6 +69,22 @@ impl Net {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.children.push(child);
         self.children.len() - 1
+    }
+
+    /// A ledger of its own, which pays by the verdicts of this coordinator.
+    fn ledger(&self, port: u16, [coordinator, verifier]: &[String; 2]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        command.args(["ledger", "serve", "--listen", &format!("127.0.0.1:{port}"), "--payer", coordinator]);
+        command.args(["--verifier", verifier, "--state-dir"]).arg(self.state("books"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Runs a command to its end, which must be a good one: its standard output.
+    fn ok(&self, arguments: &[&str], state: &str) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        let output = command.args(arguments).arg("--state-dir").arg(self.state(state)).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn kill(&mut self, member: usize) {
@@ -143,6 +162,72 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
     }
     let summary = net.summary(coordinator);
     assert_same_run(&summary, &Hydra::new().up_json(&rounds[1..]));
+}
+
+#[test]
+fn a_ledger_of_its_own_that_is_killed_again_and_again_pays_everybody_once() {
+    const ROUNDS: u64 = 10;
+    let rounds = ROUNDS.to_string();
+    let rounds = ["--json", "--rounds", &rounds];
+    let mut net = Net::new();
+    let shown = net.ok(&["coordinator", "--show-keys"], "coordinator");
+    let mut keys = shown.lines().map(|line| line.split(' ').next().unwrap().to_owned());
+    let keys = [keys.next().unwrap(), keys.next().unwrap()];
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let arguments = [&rounds[..], &["--ledger", &url]].concat();
+    let mut rng = Seed::from_number(11).rng();
+    let mut ledger = net.ledger(port, &keys);
+    let mut coordinator = net.coordinator(&arguments);
+    for n in 1..=2 {
+        net.member("worker", &format!("worker-{n}"));
+    }
+    let ask_coordinator = ["wallet", "balance", &keys[0], "--coordinator", &net.url()];
+    common::wait_for(|| {
+        let asked = Command::new(env!("CARGO_BIN_EXE_hydra")).args(ask_coordinator).output().unwrap();
+        String::from_utf8_lossy(&asked.stderr).contains(&format!("the ledger of this run is at {url}; ask there"))
+    });
+    let mut kills = 0;
+    while coordinator.try_wait().unwrap().is_none() && kills < 40 {
+        std::thread::sleep(Duration::from_millis(100 + below(&mut rng, 400)));
+        ledger.kill().unwrap();
+        ledger.wait().unwrap();
+        kills += 1;
+        if kills == 3 {
+            coordinator.kill().unwrap();
+            coordinator.wait().unwrap();
+            coordinator = net.coordinator(&arguments);
+        }
+        // Now and then it is away for longer than a round takes.
+        std::thread::sleep(Duration::from_millis(below(&mut rng, 600)));
+        ledger = net.ledger(port, &keys);
+    }
+    assert!(kills >= 4, "killed {kills} times only: this test shows nothing");
+    let summary = net.summary(coordinator);
+    let expected = Hydra::new().up_json(&rounds[1..]);
+    assert_same_run(&summary, &expected);
+    for what in ["supply", "unvested", "burned", "debits", "credits", "debits_pending", "credits_pending"] {
+        assert_eq!(summary[what], expected[what], "another {what} than in one process");
+    }
+    let earned = |summary: &Value| -> i64 {
+        let workers = summary["workers"].as_array().unwrap().iter();
+        workers.map(|worker| worker["pay"].as_str().unwrap().parse::<i64>().unwrap()).sum()
+    };
+    assert_eq!(earned(&summary), earned(&expected));
+
+    // What is there, over the network and on the disk: every task once, and nothing else.
+    let over_network = net.ok(&["ledger", "verify", "--coordinator", &url], "nowhere");
+    let entries = net.ok(&["ledger", "export", "--coordinator", &url], "nowhere");
+    ledger.kill().unwrap();
+    ledger.wait().unwrap();
+    let sound = net.ok(&["ledger", "verify"], "books");
+    assert!(sound.starts_with(&format!("sound: {} transfers, ", 2 * ROUNDS)), "{sound}");
+    assert_eq!(over_network, sound);
+    let entries: Vec<Value> = entries.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut tasks: Vec<&str> = entries.iter().map(|entry| entry["purpose"]["pay"]["task"].as_str().unwrap()).collect();
+    tasks.sort_unstable();
+    tasks.dedup();
+    assert_eq!((entries.len() as u64, tasks.len() as u64), (2 * ROUNDS, 2 * ROUNDS));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use hydra::model::{BurnEngine, DeviceChoice};
 use hydra::protocol::{Amount, Digest, Keypair, PublicKey, Round, Time};
 use hydra::runtime::{Clock, Executor, Note, Threads, Watch, Work, WorkKind};
 use hydra::store::{Blobs, MemoryBlobs};
-use hydra::swarm::{Member, Swarm};
+use hydra::swarm::{LedgerPlace, Member, Swarm};
 use hydra::training::{CorpusError, Params};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -222,7 +222,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         judge: None,
         records: Box::new(MemoryRecords),
         economy,
-        journal: Box::new(Direct::new(journal.clone(), key("ledger key", 0))),
+        ledger: LedgerPlace::Here(Box::new(Direct::new(journal.clone(), key("ledger key", 0)))),
         clock: Arc::new(VirtualClock),
         compute: central,
         executor: machine(u64::MAX),

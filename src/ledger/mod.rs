@@ -30,7 +30,7 @@ pub use self::core::{
     Answer, Decided, Forfeited, Ledger, LedgerConfig, LedgerError, Offer, Request, Standing, finding,
 };
 pub use account::{Account, AccountError};
-pub use actor::{Ask, IsReady, LedgerActor};
+pub use actor::{AnswerTo, Ask, IsReady, LedgerActor, Question};
 pub use audit::{Audited, audit, audit_journal};
 pub use book::{Book, BookError, Decision, Hold, Known, Posted, Posts, Totals};
 pub use desk::{Desk, Direct, Job, JournalWriter, Written};
