@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::Hydra;
-use hydra::protocol::{Seed, below};
+use hydra::protocol::{Keypair, Seed, below};
 use serde_json::Value;
 
 /// The job of `Hydra::up_json`, as the flags of a coordinator.
@@ -77,6 +77,17 @@ impl Net {
         command.args(["ledger", "serve", "--listen", &format!("127.0.0.1:{port}"), "--payer", coordinator]);
         command.args(["--verifier", verifier, "--state-dir"]).arg(self.state("books"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Waits until the coordinator tells wallets that its ledger is at `ledger`.
+    fn wait_until_it_names(&self, ledger: &str) {
+        let key = Keypair::from_secret(&[5; 32]).public().to_string();
+        let ask = ["wallet", "balance", &key, "--coordinator", &self.url()];
+        common::wait_for(|| {
+            let asked = Command::new(env!("CARGO_BIN_EXE_hydra")).args(ask).output().unwrap();
+            String::from_utf8_lossy(&asked.stderr)
+                .contains(&format!("the ledger of this run is at {ledger}; ask there"))
+        });
     }
 
     /// Runs a command to its end, which must be a good one: its standard output.
@@ -182,11 +193,7 @@ fn a_ledger_of_its_own_that_is_killed_again_and_again_pays_everybody_once() {
     for n in 1..=2 {
         net.member("worker", &format!("worker-{n}"));
     }
-    let ask_coordinator = ["wallet", "balance", &keys[0], "--coordinator", &net.url()];
-    common::wait_for(|| {
-        let asked = Command::new(env!("CARGO_BIN_EXE_hydra")).args(ask_coordinator).output().unwrap();
-        String::from_utf8_lossy(&asked.stderr).contains(&format!("the ledger of this run is at {url}; ask there"))
-    });
+    net.wait_until_it_names(&url);
     let mut kills = 0;
     while coordinator.try_wait().unwrap().is_none() && kills < 40 {
         std::thread::sleep(Duration::from_millis(100 + below(&mut rng, 400)));
@@ -228,6 +235,19 @@ fn a_ledger_of_its_own_that_is_killed_again_and_again_pays_everybody_once() {
     tasks.sort_unstable();
     tasks.dedup();
     assert_eq!((entries.len() as u64, tasks.len() as u64), (2 * ROUNDS, 2 * ROUNDS));
+}
+
+#[test]
+fn a_coordinator_whose_ledger_is_away_serves_and_stops_when_told() {
+    let net = Net::new();
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let mut coordinator = net.coordinator(&["--ledger", &nobody]);
+    net.wait_until_it_names(&nobody);
+    let began = hydra::runtime::Stopwatch::start();
+    let terminated = Command::new("kill").args(["-TERM", &coordinator.id().to_string()]).status().unwrap();
+    assert!(terminated.success());
+    assert!(coordinator.wait().unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
 }
 
 #[test]

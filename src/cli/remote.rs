@@ -16,10 +16,13 @@ use crate::http::api::ledger::{
 use crate::http::{Client, ClientError};
 use crate::ledger::{Entry, Head, JournalSource, Kept, Posts, Proof, StoreError};
 use crate::protocol::{Keypair, PublicKey, Signed, limits};
-use crate::runtime::{Clock, SystemClock, entropy};
+use crate::runtime::{Clock, Stopwatch, SystemClock, entropy};
 
 /// Pauses before an answer is asked for once more, in milliseconds.
 const AGAIN_MS: [u64; 5] = [200, 500, 1000, 2000, 4000];
+
+/// From when on nothing is asked for once more.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a ledger on another computer is.
 #[derive(Debug, Args)]
@@ -61,11 +64,12 @@ impl RemoteLedger {
 
     /// Makes a call until it is answered, or has failed too often. What is asked for twice is done once.
     fn call<T>(&self, call: impl AsyncFn(&Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        let began = Stopwatch::start();
         self.runtime.block_on(async {
             let mut pauses = AGAIN_MS.into_iter();
             loop {
                 match call(&self.client).await {
-                    Err(error) if error.is_passing() => match pauses.next() {
+                    Err(error) if error.is_passing() && began.elapsed() < PATIENCE => match pauses.next() {
                         Some(pause) => tokio::time::sleep(Duration::from_millis(pause)).await,
                         None => return Err(error),
                     },
