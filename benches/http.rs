@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Context, Handler};
 use hydra::compute::Compute;
 use hydra::coordinator::{Record, State};
-use hydra::http::{Admission, AdmissionRule, Client, Hub, Server, ServerConfig, ServerLimits, ServerParts, api::path};
-use hydra::ledger::EconomyConfig;
+use hydra::http::{
+    Admission, AdmissionRule, Client, Hub, LedgerAt, LedgerParts, Server, ServerConfig, ServerLimits, ServerParts,
+    api::path,
+};
+use hydra::ledger::{EconomyConfig, LedgerConfig};
 use hydra::model::{BurnEngine, DeviceChoice, Preset};
 use hydra::protocol::limits::Rate;
 use hydra::protocol::{
@@ -26,8 +29,8 @@ use hydra::protocol::{
     Seed, Signed, Submission, Timing, WorkerReply, WorkerRequest,
 };
 use hydra::runtime::{Clock, SystemClock, Threads, Watch};
-use hydra::store::{Blobs, Database, FolderBlobs, GroupCommit, LedgerStore, RunStore};
-use hydra::swarm::Swarm;
+use hydra::store::{Archive, Blobs, Database, FolderBlobs, GroupCommit, LedgerStore, RunStore};
+use hydra::swarm::{LedgerPlace, Swarm};
 use hydra::verifier;
 
 const TASKS: u32 = 4096;
@@ -98,8 +101,10 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
     system.block_on(async {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let journal = LedgerStore::new(Database::open(&database)?)?;
-        let ledger = Keypair::from_secret(&[2; 32]);
-        let journal = GroupCommit::start(journal, LedgerStore::read_only(&database)?, ledger)?;
+        let ledger_key = Keypair::from_secret(&[2; 32]);
+        let key = ledger_key.public();
+        let journal = GroupCommit::start(journal, LedgerStore::read_only(&database)?, ledger_key)?;
+        let economy = EconomyConfig::default().check()?;
         let swarm = Swarm {
             secrets: None,
             state: State::replay(spec, records),
@@ -108,16 +113,23 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
             others: BTreeSet::new(),
             judge: Some(Box::new(|_| Nobody.start().recipient())),
             records: Box::new(store),
-            economy: EconomyConfig::default().check()?,
-            journal: Box::new(journal),
+            economy,
+            ledger: LedgerPlace::Here(Box::new(journal)),
             clock: Arc::clone(&clock),
             compute,
             executor: std::rc::Rc::new(Threads::new(1, 1)?),
             watch: Watch::new(|_| ()),
         };
         let running = swarm.start(vec![], |_, coordinator| coordinator)?;
+        let ledger = LedgerParts {
+            actor: running.ledger.ok_or("the ledger is elsewhere")?,
+            archive: Arc::new(Archive::open(LedgerStore::read_only(&database)?)?),
+            config: LedgerConfig { economy, verifiers: [].into() },
+            key,
+        };
         let parts = ServerParts {
             coordinator: running.coordinator.clone(),
+            ledger: LedgerAt::Here(ledger),
             desk: None,
             blobs: Arc::clone(&blobs),
             uploads: folder.join("uploads"),

@@ -11,7 +11,7 @@ use actix::{Actor, Addr, AsyncContext, Recipient};
 
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, CoordinatorPorts, RecordStore, ReplyTo, Rounds, State};
-use crate::ledger::{Desk, Economy, JournalWriter, LedgerActor, LedgerConfig, StoreError};
+use crate::ledger::{Ask, Desk, Economy, JournalWriter, LedgerActor, LedgerConfig, StoreError};
 use crate::protocol::{Keypair, PublicKey, Round, SecretChain, Seed};
 use crate::runtime::{Clock, Executor, Watch};
 use crate::verifier::{self, Audit, Verifier, VerifierPorts};
@@ -35,8 +35,8 @@ pub struct Swarm {
     pub records: Box<dyn RecordStore>,
     /// What rounds pay, and all else about tokens.
     pub economy: Economy,
-    /// Where the ledger is kept.
-    pub journal: Box<dyn JournalWriter>,
+    /// Where the ledger is.
+    pub ledger: LedgerPlace,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Engine and blobs of coordinator and verifier.
@@ -49,6 +49,14 @@ pub struct Swarm {
 
 /// Makes whoever is handed submissions to judge, of where the verdicts go.
 pub type Judge = Box<dyn FnOnce(Recipient<coordinator::Event<ReplyTo>>) -> Recipient<verifier::Event>>;
+
+/// Where the ledger of a world is.
+pub enum LedgerPlace {
+    /// In this process, kept here.
+    Here(Box<dyn JournalWriter>),
+    /// Elsewhere: who takes requests there and brings the answers.
+    Elsewhere(Recipient<Ask>),
+}
 
 /// One worker of an in-process world.
 pub struct Member {
@@ -64,8 +72,8 @@ pub struct Member {
 pub struct Running {
     /// The coordinator.
     pub coordinator: Addr<Coordinator>,
-    /// The ledger.
-    pub ledger: Addr<LedgerActor>,
+    /// The ledger, if it is in this process.
+    pub ledger: Option<Addr<LedgerActor>>,
     /// The workers, in the order given.
     pub workers: Vec<Addr<Worker>>,
 }
@@ -82,10 +90,16 @@ impl Swarm {
     ) -> Result<Running, StoreError> {
         let mut trusted = self.others;
         trusted.insert(self.verifier.public());
-        let config = LedgerConfig { economy: self.economy, verifiers: trusted.clone() };
         let seed = self.state.spec().seed;
         let (clock, watch) = (Arc::clone(&self.clock), self.watch.clone());
-        let ledger = LedgerActor::new(Desk::open(config, self.journal)?, Arc::clone(&clock)).start();
+        let (ledger, payer) = match self.ledger {
+            LedgerPlace::Here(journal) => {
+                let config = LedgerConfig { economy: self.economy, verifiers: trusted.clone() };
+                let ledger = LedgerActor::new(Desk::open(config, journal)?, Arc::clone(&clock)).start();
+                (Some(ledger.clone()), ledger.recipient())
+            }
+            LedgerPlace::Elsewhere(payer) => (None, payer),
+        };
         let coordinator = Coordinator::create(|ctx| {
             let verifier = match self.judge {
                 Some(judge) => judge(ctx.address().recipient()),
@@ -105,7 +119,7 @@ impl Swarm {
                 compute: self.compute,
                 executor: self.executor,
                 verifier,
-                ledger: ledger.clone().recipient(),
+                ledger: payer,
                 watch: self.watch,
             };
             Coordinator::new(Rounds::new(self.state, trusted, self.secrets, self.end), ports)

@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use hydra::http::ROUTES;
+use hydra::ledger::{Action, Order, TransferId};
 use hydra::protocol::{
-    Call, Commitment, Digest, Keypair, SessionId, Signed, Submission, TaskId, Time, WorkerRequest, wire,
+    Amount, Call, Commitment, Digest, Keypair, Layer, Outcome, SessionId, Signed, Submission, TaskId, Time, Verdict,
+    WorkerRequest, wire,
 };
 use hydra::runtime::{Clock, SystemClock};
 use serde_json::{Value, json};
@@ -48,15 +50,23 @@ fn key(n: u8) -> Keypair {
 
 impl Site {
     fn new(arguments: &[&str]) -> Self {
+        let small = ["--tasks", "2", "--inner-steps", "3", "--batch", "2", "--context", "16", "--data", "text.txt"];
+        Self::start(&[&["coordinator"][..], &small, arguments].concat())
+    }
+
+    /// A ledger in its own process instead.
+    fn ledger(arguments: &[&str]) -> Self {
+        Self::start(&[&["ledger", "serve"], arguments].concat())
+    }
+
+    fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let text = folder.path().join("text.txt");
-        std::fs::write(&text, common::text()).unwrap();
+        std::fs::write(folder.path().join("text.txt"), common::text()).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        command.args(["coordinator", "--tasks", "2", "--inner-steps", "3", "--batch", "2", "--context", "16"]);
-        command.arg("--data").arg(&text).arg("--state-dir").arg(folder.path().join("state"));
-        command.args(["--listen", &address.to_string()]).args(arguments);
+        command.args(arguments).current_dir(folder.path()).args(["--state-dir", "state"]);
+        command.args(["--listen", &address.to_string()]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut site = Self { folder, child, address, session: SessionId(Digest::of(b"")) };
         common::wait_for(|| TcpStream::connect(address).is_ok());
@@ -158,19 +168,26 @@ fn read(stream: &mut TcpStream) -> Answer {
     Answer { status, head, body }
 }
 
-#[test]
-fn every_described_path_is_served_and_refuses_strangers_with_a_code() {
-    let site = Site::new(&[]);
+/// Calls everything that the server says it serves, as a stranger without anything: how many calls it was.
+fn walk(site: &Site) -> usize {
     let document = site.get("/openapi.json").json();
-    let zeros = "0".repeat(64);
+    let (zeros, key) = ("0".repeat(64), key(1).public().to_string());
     let mut walked = 0;
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             walked += 1;
-            let answer = site.request(&method.to_uppercase(), &path.replace("{digest}", &zeros), &[], b"");
+            let named = path.replace("{digest}", &zeros).replace("{key}", &key).replace("{transfer}", "1");
+            let required = operation["parameters"].as_array().unwrap().iter();
+            let required = required.filter(|one| one["in"] == "query" && one["required"] == true);
+            let query = required.fold("?".to_owned(), |query, one| query + one["name"].as_str().unwrap() + "=1&");
+            let query = if operation["security"].is_null() { &query } else { "" };
+            let answer = site.request(&method.to_uppercase(), &(named + query), &[], b"");
             let name = format!("{method} {path}");
             let head = method == "head";
-            if operation["security"].is_null() {
+            if operation["security"].is_null() && (path.contains("{transfer}") || path.ends_with("/growth")) {
+                assert_eq!(answer.status, 404, "{name}: there are no transfers yet");
+                assert!(["no_such_transfer", "never_signed"].contains(&answer.code().as_str()), "{name}");
+            } else if operation["security"].is_null() {
                 assert_eq!(answer.status, 200, "{name}");
                 let kind = operation["responses"]["200"]["content"].as_object().unwrap().keys().next().unwrap();
                 assert!(answer.head.to_lowercase().contains(kind.as_str()), "{name}: {}", answer.head);
@@ -181,7 +198,16 @@ fn every_described_path_is_served_and_refuses_strangers_with_a_code() {
             }
         }
     }
-    assert_eq!(walked, ROUTES.len());
+    walked
+}
+
+#[test]
+fn every_described_path_is_served_and_refuses_strangers_with_a_code() {
+    let ledger = Site::ledger(&[]);
+    assert_eq!(walk(&ledger), ROUTES.iter().filter(|route| route.is_of_ledger()).count());
+    assert_eq!(ledger.get("/hydra/v1/status").code(), "no_such_route");
+    let site = Site::new(&[]);
+    assert_eq!(walk(&site), ROUTES.len());
     assert_eq!(site.get("/hydra/v1/nothing").code(), "no_such_route");
     assert_eq!(site.get("/hydra/v1/lease").code(), "no_such_method");
     assert!(String::from_utf8(site.get("/metrics").body).unwrap().contains("hydra_http_requests_total"));
@@ -370,4 +396,101 @@ fn only_the_admitted_take_part() {
     let block = json!({ "key": key(1).public(), "admitted": false }).to_string();
     assert_eq!(site.signed(&admin, "POST", "/hydra/v1/admin/keys", block.as_bytes()).status, 200);
     assert_eq!(lease(&key(1)).code(), "not_admitted");
+}
+
+/// An order of `who` to send one HYD to somebody.
+fn order(who: &Keypair, n: u64) -> Signed {
+    let now = SystemClock.now();
+    let action = Action::Send { to: key(3).public(), amount: Amount::from_hyd(1) };
+    let order = Order { id: TransferId::request(now, n), valid_until: now + Duration::from_mins(1), action };
+    Signed::seal(who, &order)
+}
+
+#[test]
+fn anybody_reads_the_ledger_and_nobody_changes_what_is_not_theirs() {
+    let (server, payer) = (key(4), key(5));
+    let (server_key, payer_key) = (server.public().to_string(), payer.public().to_string());
+    let site = Site::ledger(&["--server-key", &server_key, "--payer", &payer_key, "--verifier", &payer_key]);
+    let post = |who: &Keypair, path: &str, body: &Value| {
+        site.signed(who, "POST", &format!("/hydra/v1/ledger/{path}"), body.to_string().as_bytes())
+    };
+    let refused = |answer: &Answer| (answer.status, answer.code());
+    let is = |status: u16, code: &str| (status, code.to_owned());
+
+    // An order of somebody who has nothing; one that somebody else has altered; one of another kind.
+    let mine = json!(order(&key(1), 1));
+    assert_eq!(refused(&post(&key(1), "transfers", &mine)), is(402, "insufficient_funds"));
+    assert_eq!(refused(&post(&key(2), "transfers", &mine)), is(402, "insufficient_funds"), "anybody may bring it");
+    let mut forged = mine.clone();
+    forged["signer"] = json!(key(2).public());
+    assert_eq!(refused(&post(&key(2), "transfers", &forged)), is(400, "malformed"));
+    let lease = json!(Signed::seal(&key(1), &WorkerRequest::Lease { tokens_per_second: 0 }));
+    assert_eq!(refused(&post(&key(1), "transfers", &lease)), is(400, "malformed"));
+    let batch = json!({ "orders": [mine, forged, order(&key(2), 2)] });
+    let outcomes = post(&key(1), "batch", &batch).json()["outcomes"].clone();
+    let codes: Vec<&str> = (0..3).map(|n| outcomes[n]["refused"]["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["insufficient_funds", "malformed", "insufficient_funds"]);
+    let many = json!({ "orders": vec![json!(order(&key(1), 1)); 1001] });
+    assert_eq!(refused(&post(&key(1), "batch", &many)), is(400, "malformed"));
+
+    // What only some may ask for, and what is wrong about it when they do.
+    let now = SystemClock.now();
+    let id = TransferId::request(now, 9);
+    let hold = json!({ "id": id, "wallet": key(1).public(), "amount": "5", "expires": now + Duration::from_mins(1) });
+    let settle = json!({ "query": id, "wallet": key(1).public(), "cost": "5", "contributors": [] });
+    let pay = |verdicts: &[Signed]| json!({ "run": Digest::of(b"run"), "round": 0, "verdicts": verdicts });
+    let forfeit = json!({ "verdict": order(&key(1), 1) });
+    for (path, body) in [("holds", &hold), ("settlements", &settle), ("pay", &pay(&[])), ("forfeits", &forfeit)] {
+        assert_eq!(refused(&post(&key(1), path, body)), is(403, "forbidden"), "{path}");
+    }
+    assert_eq!(refused(&post(&payer, "holds", &hold)), is(403, "forbidden"));
+    assert_eq!(refused(&post(&server, "pay", &pay(&[]))), is(403, "forbidden"));
+    assert_eq!(refused(&post(&server, "holds", &hold)), is(402, "insufficient_funds"));
+    assert_eq!(refused(&post(&server, "settlements", &settle)), is(409, "not_pending"));
+    assert_eq!(refused(&post(&payer, "pay", &pay(&[order(&key(1), 1)]))), is(400, "verdict_invalid"));
+    let verdict = Verdict {
+        task: TaskId(Digest::of(b"task")),
+        worker: key(1).public(),
+        payload: Digest::of(b"payload"),
+        work: 0,
+        by: None,
+        outcome: Outcome::Accepted { layer: Layer::Admission, tokens: 7, norm: 1.0 },
+    };
+    let verdicts = |by: &Keypair| pay(&[Signed::seal(by, &verdict)]);
+    assert_eq!(refused(&post(&payer, "pay", &verdicts(&key(1)))), is(403, "verifier_unknown"));
+    let paid = post(&payer, "pay", &verdicts(&payer));
+    assert_eq!((paid.status, &paid.json()["pays"][0]["amount"]), (200, &json!("100000000")));
+    assert_eq!(post(&payer, "pay", &verdicts(&payer)).body, paid.body, "asked twice, paid once");
+    assert_eq!(refused(&post(&payer, "pay", &pay(&[]))), is(409, "round_differs"));
+    let forfeit = json!({ "verdict": Signed::seal(&payer, &verdict) });
+    assert_eq!(refused(&post(&payer, "forfeits", &forfeit)), is(422, "no_finding"));
+
+    // Everybody sees what came of it.
+    let get = |path: &str| site.get(&format!("/hydra/v1/ledger{path}"));
+    assert_eq!(get("").json()["transfers"], 1);
+    let key_path = format!("/accounts/{}", key(1).public());
+    assert_eq!(get(&key_path).json()["wallet"]["credits_pending"], "100000000");
+    assert_eq!(get(&format!("{key_path}/history")).json()["entries"][0]["sequence"], 1);
+    assert_eq!(get("/entries?most=1000000000").json()["entries"].as_array().unwrap().len(), 1);
+    assert_eq!(get("/accounts?most=1").json()["next"], "emission");
+    assert_eq!(get("/transfers/1/proof").json()["proof"], "inclusion");
+    for path in
+        ["/accounts/xyz", "/accounts?after=purse", "/entries?most=-1", "/offers?after=1", "/growth", "/transfers/x"]
+    {
+        assert_eq!(refused(&get(path)), is(400, "malformed"), "{path}");
+    }
+    for path in ["/transfers/2", "/transfers/0/proof", &format!("/transfers/{id}")] {
+        assert_eq!(refused(&get(path)), is(404, "no_such_transfer"), "{path}");
+    }
+    assert_eq!(get("/growth?since=7").json()["error"]["nearest"], 1);
+    let metrics = String::from_utf8(site.get("/metrics").body).unwrap();
+    for line in [
+        "hydra_ledger_transfers 1\n",
+        "hydra_ledger_head_size 1\n",
+        "hydra_ledger_supply_micro 100000000\n",
+        "hydra_ledger_refused_total{code=\"insufficient_funds\"} 5\n",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    assert!(site.is_well());
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::Hydra;
-use hydra::protocol::{Seed, below};
+use hydra::protocol::{Keypair, Seed, below};
 use serde_json::Value;
 
 /// The job of `Hydra::up_json`, as the flags of a coordinator.
@@ -30,13 +30,16 @@ struct Net {
     certificate: Option<PathBuf>,
 }
 
+/// Free a moment ago, and the system hands out others first.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Net {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("text.txt"), common::text()).unwrap();
-        // Free a moment ago, and the system hands out others first.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder, port, children: Vec::new(), certificate: None }
+        Self { folder, port: free_port(), children: Vec::new(), certificate: None }
     }
 
     fn state(&self, name: &str) -> PathBuf {
@@ -75,6 +78,33 @@ impl Net {
         let mut show = Command::new(env!("CARGO_BIN_EXE_hydra"));
         show.args(["verifier", "--coordinator", &self.url(), "--show-key", "--state-dir"]).arg(self.state(name));
         String::from_utf8(show.output().unwrap().stdout).unwrap().trim().to_owned()
+    }
+
+    /// A ledger of its own, which pays by the verdicts of this coordinator.
+    fn ledger(&self, port: u16, [coordinator, verifier]: &[String; 2]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        command.args(["ledger", "serve", "--listen", &format!("127.0.0.1:{port}"), "--payer", coordinator]);
+        command.args(["--verifier", verifier, "--state-dir"]).arg(self.state("books"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Waits until the coordinator tells wallets that its ledger is at `ledger`.
+    fn wait_until_it_names(&self, ledger: &str) {
+        let key = Keypair::from_secret(&[5; 32]).public().to_string();
+        let ask = ["wallet", "balance", &key, "--coordinator", &self.url()];
+        common::wait_for(|| {
+            let asked = Command::new(env!("CARGO_BIN_EXE_hydra")).args(ask).output().unwrap();
+            String::from_utf8_lossy(&asked.stderr)
+                .contains(&format!("the ledger of this run is at {ledger}; ask there"))
+        });
+    }
+
+    /// Runs a command to its end, which must be a good one: its standard output.
+    fn ok(&self, arguments: &[&str], state: &str) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        let output = command.args(arguments).arg("--state-dir").arg(self.state(state)).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn kill(&mut self, member: usize) {
@@ -152,6 +182,81 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
     }
     let summary = net.summary(coordinator);
     assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
+}
+
+#[test]
+fn a_ledger_of_its_own_that_is_killed_again_and_again_pays_everybody_once() {
+    const ROUNDS: u64 = 10;
+    let rounds = ROUNDS.to_string();
+    let rounds = [&TRUSTING[..], &["--rounds", &rounds]].concat();
+    let mut net = Net::new();
+    let shown = net.ok(&["coordinator", "--show-keys"], "coordinator");
+    let mut keys = shown.lines().map(|line| line.split(' ').next().unwrap().to_owned());
+    let keys = [keys.next().unwrap(), keys.next().unwrap()];
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let arguments = [&rounds[..], &["--ledger", &url]].concat();
+    let mut rng = Seed::from_number(11).rng();
+    let mut ledger = net.ledger(port, &keys);
+    let mut coordinator = net.coordinator(&arguments);
+    for n in 1..=2 {
+        net.member("worker", &format!("worker-{n}"));
+    }
+    net.wait_until_it_names(&url);
+    let mut kills = 0;
+    while coordinator.try_wait().unwrap().is_none() && kills < 40 {
+        std::thread::sleep(Duration::from_millis(100 + below(&mut rng, 400)));
+        ledger.kill().unwrap();
+        ledger.wait().unwrap();
+        kills += 1;
+        if kills == 3 {
+            coordinator.kill().unwrap();
+            coordinator.wait().unwrap();
+            coordinator = net.coordinator(&arguments);
+        }
+        // Now and then it is away for longer than a round takes.
+        std::thread::sleep(Duration::from_millis(below(&mut rng, 600)));
+        ledger = net.ledger(port, &keys);
+    }
+    assert!(kills >= 4, "killed {kills} times only: this test shows nothing");
+    let summary = net.summary(coordinator);
+    let expected = Hydra::new().up_json(&rounds[3..]);
+    assert_same_run(&summary, &expected);
+    for what in ["supply", "unvested", "burned", "debits", "credits", "debits_pending", "credits_pending"] {
+        assert_eq!(summary[what], expected[what], "another {what} than in one process");
+    }
+    let earned = |summary: &Value| -> i64 {
+        let workers = summary["workers"].as_array().unwrap().iter();
+        workers.map(|worker| worker["pay"].as_str().unwrap().parse::<i64>().unwrap()).sum()
+    };
+    assert_eq!(earned(&summary), earned(&expected));
+
+    // What is there, over the network and on the disk: every task once, and nothing else.
+    let over_network = net.ok(&["ledger", "verify", "--coordinator", &url], "nowhere");
+    let entries = net.ok(&["ledger", "export", "--coordinator", &url], "nowhere");
+    ledger.kill().unwrap();
+    ledger.wait().unwrap();
+    let sound = net.ok(&["ledger", "verify"], "books");
+    assert!(sound.starts_with(&format!("sound: {} transfers, ", 2 * ROUNDS)), "{sound}");
+    assert_eq!(over_network, sound);
+    let entries: Vec<Value> = entries.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut tasks: Vec<&str> = entries.iter().map(|entry| entry["purpose"]["pay"]["task"].as_str().unwrap()).collect();
+    tasks.sort_unstable();
+    tasks.dedup();
+    assert_eq!((entries.len() as u64, tasks.len() as u64), (2 * ROUNDS, 2 * ROUNDS));
+}
+
+#[test]
+fn a_coordinator_whose_ledger_is_away_serves_and_stops_when_told() {
+    let net = Net::new();
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let mut coordinator = net.coordinator(&["--ledger", &nobody]);
+    net.wait_until_it_names(&nobody);
+    let began = hydra::runtime::Stopwatch::start();
+    let terminated = Command::new("kill").args(["-TERM", &coordinator.id().to_string()]).status().unwrap();
+    assert!(terminated.success());
+    assert!(coordinator.wait().unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use hydra::model::{BurnEngine, DeviceChoice};
 use hydra::protocol::{Keypair, Layer, PublicKey, Round, Seed, Time};
 use hydra::runtime::{Clock, Executor, Note, Threads, Watch, Work, WorkKind};
 use hydra::store::{Blobs, MemoryBlobs};
-use hydra::swarm::{self, Member, Swarm};
+use hydra::swarm::{self, LedgerPlace, Member, Swarm};
 use hydra::training::{CorpusError, Params};
 use hydra::verifier::{Audit, Verifier, VerifierPorts};
 use tokio::sync::mpsc;
@@ -192,7 +192,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         judge: Some(panel(&cast, machines, &central, &watch, spec.seed)),
         records: Box::new(MemoryRecords),
         economy,
-        journal: Box::new(Direct::new(journal.clone(), key(&spec.seed, "ledger key", 0))),
+        ledger: LedgerPlace::Here(Box::new(Direct::new(journal.clone(), key(&spec.seed, "ledger key", 0)))),
         clock: Arc::new(VirtualClock),
         compute: central,
         executor: machine(u64::MAX),

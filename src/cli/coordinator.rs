@@ -5,29 +5,46 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::Actor;
-use anyhow::Context;
+use actix::{Actor, Recipient, SystemRunner};
+use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::progress::Progress;
-use super::run::{self, Ended, OnStop, RunOptions};
+use super::remote::RemoteLedger;
+use super::run::{self, Ended, OnStop, OpenRun, RunOptions};
+use super::serve::FrontArgs;
 use crate::coordinator::Inspect;
-use crate::http::{Admission, AdmissionRule, Desk, Hub, Server, ServerConfig, ServerLimits, ServerParts, TlsFiles};
-use crate::protocol::{Auditors, PublicKey, limits};
-use crate::runtime::{Clock, Executor, Stopwatch, SystemClock, Threads};
-use crate::store::Blobs;
+use crate::http::api::ledger::Books;
+use crate::http::{
+    Admission, AdmissionRule, ClientError, Desk, Hub, LedgerAt, LedgerCourier, LedgerParts, Server, ServerConfig,
+    ServerParts,
+};
+use crate::ledger::{Ask, LedgerConfig};
+use crate::protocol::{Auditors, PublicKey, Seed, limits};
+use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch, entropy};
+use crate::store::{Archive, Blobs, LedgerStore, StateDir};
 use crate::swarm::Judge;
 use crate::training::Manifest;
 
 /// How long workers have to hear that the run is over, before the server goes away.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+const EXAMPLES: &str = "\
+Examples:
+  hydra coordinator --listen 0.0.0.0:7700 --tasks 8 --data books/
+                                                    train on these books, with eight tasks a round
+  hydra coordinator --admission listed --allow KEY  only for these workers
+  hydra coordinator --show-keys                     what a ledger in a process of its own must be told
+  hydra coordinator --ledger http://banker:7710     have that ledger pay (see `hydra ledger serve --help`)";
+
 /// Hand out tasks to workers on other computers: coordinator, ledger and verifier in this process
 ///
 /// Serves until the rounds asked for are done, or until Ctrl-C or SIGTERM. Run it again on the same state directory and
-/// it goes on where it stopped; workers wait for it meanwhile.
+/// it goes on where it stopped; workers wait for it meanwhile. With --ledger, rounds are paid by a ledger in a process of
+/// its own, which must be told of this coordinator's key and of its verifiers' (--show-keys).
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct CoordinatorArgs {
     #[command(flatten)]
     options: RunOptions,
@@ -52,16 +69,21 @@ pub(super) struct CoordinatorArgs {
     /// Who computes part of the work again [default: verifiers]
     #[arg(long, value_enum)]
     audits: Option<AuditsName>,
-    /// Certificate chain for HTTPS, a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// Private key for HTTPS, a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// A reverse proxy stands before this coordinator: believe its X-Forwarded-For
+    /// Where the ledger is, if it is a process of its own (`hydra ledger serve`) [default: in this process]
+    #[arg(long, value_name = "URL")]
+    ledger: Option<String>,
+    /// Certificates to trust besides the well-known ones when calling the ledger, a PEM file
+    #[arg(long, value_name = "FILE", requires = "ledger")]
+    tls_ca: Option<PathBuf>,
+    /// Print the public keys of this coordinator and its verifier, and do nothing else
     #[arg(long)]
-    behind_proxy: bool,
+    show_keys: bool,
+    #[command(flatten)]
+    front: FrontArgs,
 }
+
+/// The name of the key that a coordinator calls its ledger with.
+const KEY: &str = "coordinator";
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AdmissionName {
@@ -103,7 +125,74 @@ impl From<AdmissionName> for AdmissionRule {
     }
 }
 
+/// A courier to the ledger elsewhere, at work in `system`; and that ledger for the report at the end.
+fn courier(
+    url: &str,
+    args: &CoordinatorArgs,
+    run: &OpenRun,
+    watch: &Watch,
+    system: &SystemRunner,
+) -> Result<(Recipient<Ask>, RemoteLedger), Failure> {
+    if LedgerStore::read_only(&StateDir::database(run.folder.path()))?.head_until(u64::MAX)?.is_some() {
+        return Err(anyhow!("the ledger of this run is in its state directory; go on without --ledger").into());
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let key = run.folder.key(KEY)?;
+    let client = || super::client(url, key.clone(), &clock, args.tls_ca.as_deref());
+    let mut random = [0; 8];
+    entropy(&mut random).context("the operating system gives no random numbers")?;
+    let seed = Seed::from_number(u64::from_le_bytes(random));
+    let tell = {
+        let watch = watch.clone();
+        move |error: Option<&ClientError>| match error {
+            // A clock is set right; nothing else that is refused will be taken later.
+            Some(error) if !error.is_passing() && error.code() != Some("clock_skew") => watch.fatal(error),
+            error => watch.note(Note::Ledger { trouble: error.map(ToString::to_string) }),
+        }
+    };
+    // With connections of its own: those of the courier end with the system.
+    let remote = RemoteLedger::new(client()?)?;
+    match remote.books_now()? {
+        Some(books) => {
+            let own = [run.verifier.public()];
+            let verifiers = if args.verifier.is_empty() { &own[..] } else { &args.verifier };
+            fits(&books, run, key.public(), verifiers)?;
+        }
+        None => eprintln!("  ledger      {url} cannot be reached; rounds are paid when it can"),
+    }
+    let carrying = client()?;
+    let courier = system.block_on(async { LedgerCourier::new(carrying, seed, tell).start() });
+    Ok((courier.recipient(), remote))
+}
+
+/// Refuses a ledger that would not pay for this run, before anybody works for it.
+fn fits(books: &Books, run: &OpenRun, coordinator: PublicKey, verifiers: &[PublicKey]) -> Result<(), Failure> {
+    if books.emission != run.state.spec().emission {
+        return Err(anyhow!("that ledger's rounds emit something else than this run's").into());
+    }
+    if !books.payers.contains(&coordinator) {
+        return Err(anyhow!("that ledger does not know this coordinator: start it with --payer {coordinator}").into());
+    }
+    match verifiers.iter().find(|verifier| !books.verifiers.contains(verifier)) {
+        Some(unknown) => {
+            Err(anyhow!("that ledger does not know a verifier of this run: start it with --verifier {unknown}").into())
+        }
+        None => Ok(()),
+    }
+}
+
+fn show_keys(args: &CoordinatorArgs) -> Result<(), Failure> {
+    let folder = StateDir::open(&super::state_dir(args.options.state_dir.as_deref())?)?;
+    for name in [KEY, "verifier"] {
+        println!("{}  {name}", folder.key(name)?.public());
+    }
+    Ok(())
+}
+
 pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
+    if args.show_keys {
+        return show_keys(args);
+    }
     let options = &args.options;
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
@@ -121,8 +210,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     let executor: Rc<dyn Executor> = Rc::new(Threads::with_service(super::cores(), 1)?);
 
     let address = listener.local_addr()?;
-    let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
-    run::describe(&run, &format!("workers at {scheme}://{address}"));
+    run::describe(&run, &format!("workers at {}://{address}", args.front.scheme()));
     let mut progress = Progress::new(&spec, run.end);
     progress.header();
     let hub = Arc::new(Hub::default());
@@ -132,23 +220,31 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let others: BTreeSet<PublicKey> = args.verifier.iter().copied().collect();
-    let mut config = ServerConfig {
-        admin: args.admin,
-        verifiers: others.clone(),
-        tls: args.tls_cert.clone().zip(args.tls_key.clone()).map(|(certificate, key)| TlsFiles { certificate, key }),
-        behind_proxy: args.behind_proxy,
-        limits: ServerLimits::default(),
-    };
+    let mut config = ServerConfig { admin: args.admin, verifiers: others.clone(), ..args.front.config() };
     config.verifiers.insert(run.verifier.public());
-    let (mut swarm, began) = run.into_swarm(executor, watch, others.clone())?;
-
     let system = run::system();
+    let (payer, elsewhere) = match &args.ledger {
+        Some(url) => courier(url, args, &run, &watch, &system).map(|(payer, ledger)| (Some(payer), Some(ledger)))?,
+        None => (None, None),
+    };
+    let ledger_key = run.folder.key("ledger")?.public();
+    let (mut swarm, began) = run.into_swarm(executor, watch, others.clone(), payer)?;
+    let books = LedgerConfig { economy: swarm.economy, verifiers: config.verifiers.clone() };
+
     let result: Result<_, Failure> = system.block_on(async {
         let desk = (!others.is_empty()).then(|| Desk::new(Arc::clone(&clock)).start());
         swarm.judge = desk.clone().map(|desk| Box::new(move |_| desk.recipient()) as Judge);
         let running = swarm.start(vec![], |_, coordinator| coordinator)?;
+        let ledger = match (running.ledger, &args.ledger) {
+            (Some(actor), _) => {
+                let archive = Arc::new(Archive::open(LedgerStore::read_only(&StateDir::database(&state))?)?);
+                LedgerAt::Here(LedgerParts { actor, archive, config: books, key: ledger_key })
+            }
+            (None, url) => LedgerAt::Elsewhere(url.clone().unwrap_or_default()),
+        };
         let parts = ServerParts {
             coordinator: running.coordinator.clone(),
+            ledger,
             desk,
             blobs,
             uploads: state.join("uploads"),
@@ -171,5 +267,5 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     });
     progress.finish();
     drop(system);
-    run::report(options, &began, &*result?)
+    run::report(options, &began, &*result?, elsewhere.as_ref())
 }

@@ -6,15 +6,31 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use super::remote::{Remote, RemoteLedger};
 use super::report::thousands;
+use super::serve::ServeArgs;
 use super::teller::{config_of, database, signer};
 use super::{Failure, state_dir};
-use crate::ledger::{Audited, Entry, Head, JournalSource, Proof, StoreError, Transfer, TransferId, audit, merkle};
+use crate::http::ApiError;
+use crate::ledger::{
+    Audited, EconomyConfig, Entry, Head, JournalSource, LedgerConfig, Proof, StoreError, Transfer, TransferId, audit,
+    audit_journal,
+};
 use crate::protocol::{Digest, PublicKey, Signed, Time};
-use crate::store::{Database, LedgerStore, StateDir};
+use crate::store::{Archive, Database, Growth, LedgerStore, StateDir};
 
-/// Check, export, prove, back up and restore the ledger of a state directory
+const EXAMPLES: &str = "\
+Examples:
+  hydra ledger verify                                        replay the ledger of this machine's run
+  hydra ledger verify --coordinator http://organiser:7700    fetch a ledger on another computer and replay it here
+  hydra ledger proof 72 --coordinator http://organiser:7700 --key KEY > proof.json
+                                                             fetch the proof of a transfer, and check it against KEY
+  hydra ledger serve --listen 0.0.0.0:7710 --state-dir DIR --verifier KEY --payer KEY
+                                                             the ledger as a process of its own";
+
+/// Check, prove, export, serve, back up and restore a ledger
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct LedgerArgs {
     #[command(subcommand)]
     command: LedgerCommand,
@@ -26,9 +42,25 @@ pub(super) struct LedgerArgs {
 #[derive(Debug, Subcommand)]
 enum LedgerCommand {
     /// Replay every transfer and check balances, the chain and all signed heads; also while the ledger runs
-    Verify,
+    Verify {
+        #[command(flatten)]
+        remote: Remote,
+        /// The ledger's public key, from somebody whom you trust [default: the one that it names]
+        #[arg(long, requires = "coordinator")]
+        key: Option<PublicKey>,
+    },
+    /// Show what the ledger has signed last: how many transfers, their Merkle root, the ledger hash
+    Head {
+        #[command(flatten)]
+        remote: Remote,
+        /// Print the signed head as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Write all transfers out
     Export {
+        #[command(flatten)]
+        remote: Remote,
         /// How
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
         format: Format,
@@ -38,14 +70,20 @@ enum LedgerCommand {
     },
     /// Prove that a transfer is in the ledger, or that the ledger goes on from what it was
     ///
-    /// The proof goes to standard output, and can be checked with the ledger's public key alone.
+    /// The proof goes to standard output, and can be checked with the ledger's public key alone. One that comes over the
+    /// network is checked before it is shown.
     Proof {
+        #[command(flatten)]
+        remote: Remote,
         /// The transfer: its id, or its number
         #[arg(required_unless_present = "since")]
         transfer: Option<String>,
         /// Instead: that the ledger goes on from when it had so many transfers (one of the sizes that it signed)
         #[arg(long, value_name = "SIZE", conflicts_with = "transfer")]
         since: Option<u64>,
+        /// The ledger's public key, from somebody whom you trust [default: the one that it names]
+        #[arg(long, requires = "coordinator")]
+        key: Option<PublicKey>,
     },
     /// Check a proof, with nothing but the ledger's public key
     CheckProof {
@@ -65,6 +103,7 @@ enum LedgerCommand {
         /// The copy
         file: PathBuf,
     },
+    Serve(ServeArgs),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -78,12 +117,35 @@ enum Format {
 pub(super) fn run(args: &LedgerArgs) -> Result<(), Failure> {
     let folder = || state_dir(args.state_dir.as_deref());
     match &args.command {
-        LedgerCommand::Verify => verify(&folder()?),
-        LedgerCommand::Export { format, output } => export(&folder()?, *format, output.as_deref()),
-        LedgerCommand::Proof { transfer, since } => prove(&folder()?, transfer.as_deref(), *since),
+        LedgerCommand::Verify { remote, key } => match remote.ledger()? {
+            Some(ledger) => verify_remote(ledger, *key),
+            None => verify(&folder()?),
+        },
+        LedgerCommand::Head { remote, json } => {
+            let head = match remote.ledger()? {
+                Some(ledger) => ledger.head()?.head,
+                None => Archive::open(LedgerStore::read_only(&database(&folder()?)?)?)?.head()?,
+            };
+            show_head(head, *json)
+        }
+        LedgerCommand::Export { remote, format, output } => match remote.ledger()? {
+            Some(mut ledger) => {
+                ledger.hold_still()?;
+                export(&mut ledger, *format, output.as_deref())
+            }
+            None => export(&mut LedgerStore::snapshot(&database(&folder()?)?)?, *format, output.as_deref()),
+        },
+        LedgerCommand::Proof { remote, transfer, since, key } => {
+            let what = what_to_prove(transfer.as_deref(), *since)?;
+            match remote.ledger()? {
+                Some(ledger) => prove_remote(&ledger, &what, *key),
+                None => prove(&folder()?, &what),
+            }
+        }
         LedgerCommand::CheckProof { file, key } => check_proof(file, *key),
         LedgerCommand::Backup { file } => backup(&folder()?, file),
         LedgerCommand::Restore { file } => restore(&folder()?, file),
+        LedgerCommand::Serve(serve) => super::serve::run(serve, &folder()?),
     }
 }
 
@@ -95,6 +157,33 @@ fn audit_file(path: &Path, signer: Option<PublicKey>) -> anyhow::Result<Audited>
 fn verify(folder: &Path) -> Result<(), Failure> {
     let audited = audit_file(&database(folder)?, signer(folder)?)?;
     println!("{}", describe(&audited));
+    Ok(())
+}
+
+/// Fetches the whole journal as it is now, and checks it here: nothing that the other side says is believed, but for what
+/// rounds emit.
+fn verify_remote(mut ledger: RemoteLedger, key: Option<PublicKey>) -> Result<(), Failure> {
+    let books = ledger.books()?;
+    let economy = EconomyConfig::emitting(books.emission).check()?;
+    ledger.hold_still()?;
+    let config = LedgerConfig { economy, verifiers: [].into() };
+    let audited = audit_journal(config, Some(key.unwrap_or(books.key)), &mut ledger)?;
+    println!("{}", describe(&audited));
+    Ok(())
+}
+
+fn show_head(head: Option<Signed>, json: bool) -> Result<(), Failure> {
+    let signed = head.context("the ledger has signed nothing yet")?;
+    if json {
+        println!("{}", serde_json::to_string(&signed)?);
+        return Ok(());
+    }
+    let (signer, Head { size, root, chain, at }) = signed.open::<Head>()?;
+    println!("  transfers   {}", thousands(size));
+    println!("  root        {root}");
+    println!("  hash        {chain}");
+    println!("  time        {}", date(at));
+    println!("  signed by   {signer}");
     Ok(())
 }
 
@@ -119,8 +208,7 @@ struct Exported<'a> {
     chain: Digest,
 }
 
-fn export(folder: &Path, format: Format, output: Option<&Path>) -> Result<(), Failure> {
-    let mut store = LedgerStore::snapshot(&database(folder)?)?;
+fn export(source: &mut dyn JournalSource, format: Format, output: Option<&Path>) -> Result<(), Failure> {
     let mut out: Box<dyn Write> = match output {
         Some(path) => {
             let file = File::create_new(path);
@@ -131,7 +219,8 @@ fn export(folder: &Path, format: Format, output: Option<&Path>) -> Result<(), Fa
     if matches!(format, Format::Csv) {
         writeln!(out, "sequence,at_ms,id,kind,debit,credit,amount_micro,purpose,chain")?;
     }
-    store.entries(&mut |entry| write_entry(&mut out, format, &entry).map_err(|e| StoreError::Failed(e.to_string())))?;
+    source
+        .entries(&mut |entry| write_entry(&mut out, format, &entry).map_err(|e| StoreError::Failed(e.to_string())))?;
     out.flush()?;
     Ok(())
 }
@@ -151,79 +240,93 @@ fn write_entry(out: &mut dyn Write, format: Format, entry: &Entry) -> io::Result
     }
 }
 
-fn prove(folder: &Path, transfer: Option<&str>, since: Option<u64>) -> Result<(), Failure> {
-    let mut store = LedgerStore::snapshot(&database(folder)?)?;
-    let sequence = match transfer {
-        Some(text) => Some(place(&store, text)?),
-        None => None,
-    };
-    let head = store.kept()?.head.context("the ledger has signed nothing yet")?;
-    let (mut leaves, mut wanted) = (Vec::new(), None);
-    store.entries(&mut |entry| {
-        leaves.push(entry.leaf());
-        if Some(entry.sequence) == sequence {
-            wanted = Some(entry);
-        }
-        Ok(())
-    })?;
-    let proof = match (wanted, since) {
-        (Some(Entry { sequence, at, transfer, .. }), _) => {
-            let index = usize::try_from(sequence - 1).unwrap_or(usize::MAX);
-            let path = merkle::inclusion(&leaves, index).context("the transfer is not covered by a signed head")?;
-            Proof::Inclusion { sequence, at, transfer, path, head }
-        }
-        (None, Some(since)) => {
-            let (mut earlier, mut sizes) = (None, Vec::new());
-            store.heads(&mut |size, signed: Signed| {
-                sizes.push(size);
-                if size == since {
-                    earlier = Some(signed);
+/// What a proof is to show.
+enum ToProve {
+    Id(TransferId),
+    Number(u64),
+    Growth(u64),
+}
+
+fn what_to_prove(transfer: Option<&str>, since: Option<u64>) -> Result<ToProve, Failure> {
+    let Some(text) = transfer else { return Ok(ToProve::Growth(since.context("there is nothing to prove")?)) };
+    if let Ok(id) = text.parse() {
+        return Ok(ToProve::Id(id));
+    }
+    text.parse().map(ToProve::Number).map_err(|_| {
+        Failure::Usage(anyhow!("{text:?} is neither the id of a transfer (32 hexadecimal digits) nor its number"))
+    })
+}
+
+fn prove(folder: &Path, what: &ToProve) -> Result<(), Failure> {
+    let archive = Archive::open(LedgerStore::read_only(&database(folder)?)?)?;
+    let number = match what {
+        ToProve::Id(id) => archive.find(*id)?.with_context(|| format!("there is no transfer {id}"))?,
+        ToProve::Number(number) => *number,
+        ToProve::Growth(since) => {
+            let proof = match archive.growth(*since)? {
+                Growth::Proved(proof) => *proof,
+                Growth::NeverSigned { nearest } => {
+                    return Err(ApiError::NeverSigned { size: *since, nearest }.into());
                 }
-                Ok(())
-            })?;
-            let near = sizes.iter().rev().find(|size| **size <= since).or(sizes.first());
-            let near = near.map_or_else(String::new, |near| format!("; the nearest size that was signed is {near}"));
-            let earlier = earlier.with_context(|| format!("no head of {since} transfers was signed{near}"))?;
-            let since = usize::try_from(since).unwrap_or(usize::MAX);
-            let path = merkle::consistency(&leaves, since).context("the ledger is shorter than that")?;
-            Proof::Consistency { earlier, head, path }
+            };
+            println!("{}", serde_json::to_string(&proof)?);
+            return Ok(());
         }
-        (None, None) => return Err(anyhow!("there is no such transfer").into()),
     };
+    let proof = archive.inclusion(number)?.context("there is no such transfer")?;
     println!("{}", serde_json::to_string(&proof)?);
     Ok(())
 }
 
-/// The place in the journal of a transfer that is named by its id or its number.
-fn place(store: &LedgerStore, text: &str) -> Result<u64, Failure> {
-    if let Ok(id) = text.parse::<TransferId>() {
-        return Ok(store.find(id)?.with_context(|| format!("there is no transfer {id}"))?);
+/// Fetches a proof, and shows it if it proves what was asked for.
+fn prove_remote(ledger: &RemoteLedger, what: &ToProve, key: Option<PublicKey>) -> Result<(), Failure> {
+    let proof = match what {
+        ToProve::Id(id) => ledger.inclusion(&id.to_string())?,
+        ToProve::Number(number) => ledger.inclusion(&number.to_string())?,
+        ToProve::Growth(since) => ledger.growth(*since)?,
+    };
+    let is_it = match (what, &proof) {
+        (ToProve::Id(id), Proof::Inclusion { transfer, .. }) => transfer.id == *id,
+        (ToProve::Number(number), Proof::Inclusion { sequence, .. }) => sequence == number,
+        (ToProve::Growth(since), Proof::Consistency { earlier, .. }) => earlier.open::<Head>()?.1.size == *since,
+        _ => false,
+    };
+    if !is_it {
+        return Err(anyhow!("the ledger proves something else than it was asked for").into());
     }
-    let number = text.parse().map_err(|_| {
-        Failure::Usage(anyhow!("{text:?} is neither the id of a transfer (32 hexadecimal digits) nor its number"))
-    })?;
-    Ok(number)
+    let key = match key {
+        Some(key) => key,
+        None => ledger.head()?.key,
+    };
+    eprintln!("{}", describe_proof(&proof, key)?);
+    println!("{}", serde_json::to_string(&proof)?);
+    Ok(())
 }
 
 fn check_proof(file: &Path, key: PublicKey) -> Result<(), Failure> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let proof: Proof = serde_json::from_str(&text).with_context(|| format!("{} is no proof", file.display()))?;
+    println!("{}", describe_proof(&proof, key)?);
+    Ok(())
+}
+
+/// Checks a proof: what it proves.
+fn describe_proof(proof: &Proof, key: PublicKey) -> Result<String, Failure> {
     let Head { size, at, .. } = proof.check(key)?;
     let by = format!("in the ledger that {} signed with {} transfers at {}", key.short(), thousands(size), date(at));
     match proof {
         Proof::Inclusion { sequence, transfer, at, .. } => {
             let Transfer { id, debit, credit, amount, kind, purpose } = transfer;
-            let (kind, purpose, at) = (kind.name(), purpose.name(), date(at));
-            println!(
+            let (kind, purpose, at) = (kind.name(), purpose.name(), date(*at));
+            Ok(format!(
                 "proved: transfer {id}, number {sequence}, {kind} of {amount} from {debit} to {credit} ({purpose}) at {at}, is {by}"
-            );
+            ))
         }
         Proof::Consistency { earlier, .. } => {
             let (_, earlier) = earlier.open::<Head>()?;
-            println!("proved: all {} transfers of {} are {by}", thousands(earlier.size), date(earlier.at));
+            Ok(format!("proved: all {} transfers of {} are {by}", thousands(earlier.size), date(earlier.at)))
         }
     }
-    Ok(())
 }
 
 fn backup(folder: &Path, file: &Path) -> Result<(), Failure> {

@@ -6,8 +6,10 @@ mod generate;
 mod ledger;
 mod owner;
 mod progress;
+mod remote;
 mod report;
 mod run;
+mod serve;
 mod teller;
 mod up;
 mod verdicts;
@@ -43,6 +45,7 @@ Examples:
   hydra device bench                           how fast this machine trains
   hydra ledger verify                          replay every transfer of the ledger and check it
   hydra wallet send KEY 2.5 --wallet worker-1  send what a worker has earned
+  hydra ledger serve --help                    the ledger as a process of its own
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 

@@ -16,6 +16,8 @@ pub(super) struct Progress {
     losses: (f64, u64),
     closed: u32,
     failures: u32,
+    /// What is wrong with the ledger elsewhere.
+    ledger: Option<String>,
 }
 
 impl Progress {
@@ -27,7 +29,7 @@ impl Progress {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, steps_per_round, end, losses: (0.0, 0), closed: 0, failures: 0 }
+        Self { bar, steps_per_round, end, losses: (0.0, 0), closed: 0, failures: 0, ledger: None }
     }
 
     /// Says something that is not a note.
@@ -51,6 +53,7 @@ impl Progress {
             }
             Note::CheckFailed { error } => self.say(&format!("  a check could not be done: {error}")),
             Note::Coordinator(report) => self.report(report),
+            Note::Ledger { trouble } => self.ledger(trouble.as_ref()),
             Note::Fatal(_) => {}
         }
     }
@@ -100,6 +103,16 @@ impl Progress {
                 self.say(&format!("  the verifier {} is not believed any more", verifier.short()));
             }
         }
+    }
+
+    /// Says what is new about the ledger.
+    fn ledger(&mut self, trouble: Option<&String>) {
+        match (trouble, &self.ledger) {
+            (Some(new), known) if known.as_ref() != Some(new) => self.say(&format!("  ledger: {new}; trying again")),
+            (None, Some(_)) => self.say("  the ledger answers again"),
+            _ => {}
+        }
+        self.ledger = trouble.cloned();
     }
 
     fn rejected(&self, round: Round, worker: &PublicKey, reason: &crate::protocol::Reason) {

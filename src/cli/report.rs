@@ -7,8 +7,10 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use super::remote::RemoteLedger;
 use crate::coordinator::State;
-use crate::ledger::Ledger;
+use crate::http::ClientError;
+use crate::ledger::{Account, Ledger, Posts, Totals};
 use crate::protocol::{Amount, Balance, Digest, PublicKey, RunId};
 use crate::store::StateDir;
 
@@ -57,14 +59,51 @@ pub(super) struct WorkerSummary {
     pub spendable: Balance,
 }
 
+/// What a report tells of a ledger.
+pub(super) struct Books {
+    pub totals: Totals,
+    pub transfers: u64,
+    pub head: Digest,
+    pub accounts: BTreeMap<Account, Posts>,
+}
+
+impl Books {
+    /// Of a ledger in this process.
+    pub fn of(ledger: &Ledger) -> Self {
+        Self {
+            totals: ledger.book().totals(),
+            transfers: ledger.journal().length(),
+            head: ledger.journal().head(),
+            accounts: ledger.book().accounts().collect(),
+        }
+    }
+
+    /// Of a ledger on another computer.
+    pub fn fetch(ledger: &RemoteLedger) -> Result<Self, ClientError> {
+        let books = ledger.books()?;
+        let totals = Totals {
+            supply: books.supply,
+            emitted: books.emitted,
+            unvested: books.unvested,
+            burned: books.burned,
+            debits: books.sides.debits,
+            credits: books.sides.credits,
+            debits_pending: books.sides.debits_pending,
+            credits_pending: books.sides.credits_pending,
+        };
+        let accounts = ledger.accounts()?.into_iter().map(|one| (one.account, one.sides.into())).collect();
+        Ok(Self { totals, transfers: books.transfers, head: books.head, accounts })
+    }
+}
+
 impl Summary {
-    /// Of a run in this state with this ledger, which trained for `time` now, from `tokens_before` on.
-    pub fn new(state: &State, ledger: &Ledger, time: Duration, tokens_before: u64) -> Option<Self> {
+    /// Of a run in this state with these books, which trained for `time` now, from `tokens_before` on.
+    pub fn new(state: &State, books: &Books, time: Duration, tokens_before: u64) -> Option<Self> {
         let (first, last) = (state.lineage().first()?, state.lineage().last()?);
-        let totals = ledger.book().totals();
+        let totals = books.totals;
         let seconds = time.as_secs_f64();
         let worker = |(id, record): (&PublicKey, &crate::coordinator::WorkerRecord)| {
-            let wallet = ledger.standing(*id).wallet;
+            let wallet = books.accounts.get(&Account::Wallet(*id)).copied().unwrap_or_default();
             WorkerSummary {
                 id: *id,
                 accepted: record.accepted,
@@ -93,9 +132,9 @@ impl Summary {
             debits_pending: totals.debits_pending,
             credits_pending: totals.credits_pending,
             debits_equal_credits: totals.debits_equal_credits(),
-            transfers: ledger.journal().length(),
-            ledger_head: ledger.journal().head(),
-            accounts: ledger.book().accounts().map(|(account, posts)| (account.to_string(), posts.balance())).collect(),
+            transfers: books.transfers,
+            ledger_head: books.head,
+            accounts: books.accounts.iter().map(|(account, posts)| (account.to_string(), posts.balance())).collect(),
             model_digest: last.digest,
             workers: state.workers().iter().map(worker).collect(),
         })

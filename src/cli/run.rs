@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actix::{Addr, System, SystemRunner};
+use actix::{Addr, Recipient, System, SystemRunner};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -14,12 +14,13 @@ use tokio::sync::mpsc;
 
 use super::device::fits;
 use super::progress::Progress;
-use super::report::{Summary, thousands};
+use super::remote::RemoteLedger;
+use super::report::{Books, Summary, thousands};
 use super::{Failure, cores, device, state_dir};
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, Record, State};
 use crate::data;
-use crate::ledger::{Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
+use crate::ledger::{Ask, Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
     Aggregation, AuditPolicy, Auditors, Audits, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer,
@@ -27,7 +28,7 @@ use crate::protocol::{
 };
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Watch};
 use crate::store::{Blobs, Database, FolderBlobs, Goal, GroupCommit, LedgerStore, RunStore, StateDir};
-use crate::swarm::Swarm;
+use crate::swarm::{LedgerPlace, Swarm};
 use crate::training::Params;
 
 /// Windows of the validation split that each base model is measured on: 16 384 tokens at the nano preset, which takes
@@ -148,11 +149,22 @@ impl OpenRun {
         executor: Rc<dyn Executor>,
         watch: Watch,
         others: BTreeSet<PublicKey>,
+        elsewhere: Option<Recipient<Ask>>,
     ) -> Result<(Swarm, Began), Failure> {
         let Self { folder, store, blobs, compute, state, verifier, secrets, end } = self;
         let database = StateDir::database(folder.path());
         let journal = LedgerStore::new(Database::open(&database)?)?;
-        let journal = GroupCommit::start(journal, LedgerStore::read_only(&database)?, folder.key("ledger")?)?;
+        let paid_here = journal.head_until(u64::MAX)?.is_some();
+        let ledger = match elsewhere {
+            Some(payer) => LedgerPlace::Elsewhere(payer),
+            None if !paid_here && state.workers().values().any(|worker| !worker.pay.is_zero()) => {
+                return Err(anyhow!("this run is paid by a ledger elsewhere; say where it is with --ledger").into());
+            }
+            None => {
+                let reader = LedgerStore::read_only(&database)?;
+                LedgerPlace::Here(Box::new(GroupCommit::start(journal, reader, folder.key("ledger")?)?))
+            }
+        };
         let economy = economy(state.spec())?;
         let mut verifiers = others.clone();
         verifiers.insert(verifier.public());
@@ -166,7 +178,7 @@ impl OpenRun {
             judge: None,
             records: Box::new(store),
             economy,
-            journal: Box::new(journal),
+            ledger,
             clock: Arc::new(SystemClock),
             compute,
             executor,
@@ -514,16 +526,34 @@ pub(super) fn describe(run: &OpenRun, who: &str) {
     }
 }
 
-/// The final word: everything is read back from disk, the ledger's whole journal included.
-pub(super) fn report(options: &RunOptions, began: &Began, state: &State) -> Result<(), Failure> {
+/// The final word: everything is read back from disk, the ledger's whole journal included, where the ledger is not
+/// elsewhere.
+pub(super) fn report(
+    options: &RunOptions,
+    began: &Began,
+    state: &State,
+    elsewhere: Option<&RemoteLedger>,
+) -> Result<(), Failure> {
     let Began { folder, blobs, verifiers, tokens, watch } = began;
     let time = watch.elapsed();
     let database = StateDir::database(folder.path());
     // What was asked for is done, or was stopped on purpose: the next `up --rounds` begins anew from here.
     RunStore::new(Database::open(&database)?).set_goal(None)?;
-    let config = LedgerConfig { economy: economy(state.spec())?, verifiers: verifiers.clone() };
-    let ledger = Ledger::open(config, &mut LedgerStore::snapshot(&database)?)?;
-    let summary = Summary::new(state, &ledger, time, *tokens).context("the run has no model")?;
+    let books = match elsewhere {
+        Some(ledger) => match Books::fetch(ledger) {
+            // Somebody has stopped the run while the ledger was away. The table would be of the ledger's sums.
+            Err(error) if error.is_passing() && !options.json => {
+                eprintln!("  {error}; what it owes this run is paid when the run goes on");
+                return Ok(());
+            }
+            books => books?,
+        },
+        None => {
+            let config = LedgerConfig { economy: economy(state.spec())?, verifiers: verifiers.clone() };
+            Books::of(&Ledger::open(config, &mut LedgerStore::snapshot(&database)?)?)
+        }
+    };
+    let summary = Summary::new(state, &books, time, *tokens).context("the run has no model")?;
     if options.json {
         println!("{}", serde_json::to_string(&summary)?);
         return Ok(());

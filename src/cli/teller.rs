@@ -5,17 +5,23 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 
 use super::run::economy;
+use crate::http::api::ledger::{OpenOffer, Recorded};
 use crate::ledger::{
-    Account, Answer, Economy, EconomyConfig, Entry, JournalStore, Ledger, LedgerConfig, LedgerError, Posts, Request,
+    Account, Answer, CheckedOrder, Economy, EconomyConfig, Entry, JournalStore, Ledger, LedgerConfig, LedgerError,
+    Posts, Request, TransferId,
 };
-use crate::protocol::{Keypair, PublicKey};
+use crate::protocol::{Keypair, PublicKey, Signed};
 use crate::runtime::{Clock, SystemClock};
 use crate::store::{Database, LedgerStore, RunStore, StateDir};
 
-/// A ledger that answers wallets: one in a state directory ([`LocalTeller`]), or one behind a network.
+/// A ledger that answers wallets: one in a state directory ([`LocalTeller`]), or one behind a network
+/// ([`RemoteLedger`](super::remote::RemoteLedger)).
 pub(super) trait Teller {
-    /// Has a request done: the answer, or why not.
-    fn ask(&mut self, request: &Request) -> anyhow::Result<Answer>;
+    /// Has a signed order done: its id and the place of its first transfer in the journal, or why not.
+    fn order(&mut self, order: &Signed) -> anyhow::Result<Recorded>;
+
+    /// All open offers.
+    fn offers(&mut self) -> anyhow::Result<Vec<OpenOffer>>;
 
     /// What a key's wallet and stake hold.
     fn posts(&mut self, key: PublicKey) -> anyhow::Result<(Posts, Posts)>;
@@ -47,12 +53,15 @@ impl<'a> LocalTeller<'a> {
         Ok(LedgerStore::snapshot(&database(self.folder)?)?)
     }
 
-    fn open(&mut self) -> anyhow::Result<&mut OpenLedger> {
+    fn ask(&mut self, request: &Request) -> anyhow::Result<Answer> {
         let open = match self.open.take() {
             Some(open) => open,
             None => OpenLedger::new(self.folder)?,
         };
-        Ok(self.open.insert(open))
+        let open = self.open.insert(open);
+        // What is due by now is done first, as it would be in a ledger that runs.
+        open.ask(&Request::Tick)?;
+        Ok(open.ask(request)?)
     }
 }
 
@@ -78,11 +87,18 @@ impl OpenLedger {
 }
 
 impl Teller for LocalTeller<'_> {
-    fn ask(&mut self, request: &Request) -> anyhow::Result<Answer> {
-        let open = self.open()?;
-        // What is due by now is done first, as it would be in a ledger that runs.
-        open.ask(&Request::Tick)?;
-        Ok(open.ask(request)?)
+    fn order(&mut self, order: &Signed) -> anyhow::Result<Recorded> {
+        match self.ask(&Request::Order(CheckedOrder::check(order)?))? {
+            Answer::Done { id, sequence } => Ok(Recorded { id, sequence }),
+            _ => Err(anyhow!("the ledger answered something else")),
+        }
+    }
+
+    fn offers(&mut self) -> anyhow::Result<Vec<OpenOffer>> {
+        match self.ask(&Request::Offers { after: TransferId::new(0), most: usize::MAX })? {
+            Answer::Offers(offers) => Ok(offers.into_iter().map(OpenOffer::from).collect()),
+            _ => Err(anyhow!("the ledger answered something else")),
+        }
     }
 
     fn posts(&mut self, key: PublicKey) -> anyhow::Result<(Posts, Posts)> {

@@ -46,7 +46,7 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let mut progress = Progress::new(run.state.spec(), run.end);
     progress.header();
     let (watch, mut heard) = run::listen(|_| ());
-    let (swarm, began) = run.into_swarm(Rc::clone(&executor), watch, BTreeSet::new())?;
+    let (swarm, began) = run.into_swarm(Rc::clone(&executor), watch, BTreeSet::new(), None)?;
     let system = run::system();
     let result: Result<_, Failure> = system.block_on(async {
         let member = |key| Member { key, compute: compute.clone(), executor: Rc::clone(&executor) };
@@ -60,7 +60,7 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     progress.finish();
     // The threads end with the last of their users; nothing that they still do is waited for by anybody.
     drop(system);
-    run::report(options, &began, &*result?)
+    run::report(options, &began, &*result?, None)
 }
 
 fn default_workers() -> u32 {

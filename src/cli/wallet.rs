@@ -9,10 +9,12 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde::Serialize;
 
 use super::ledger::date;
+use super::remote::Remote;
 use super::teller::{LocalTeller, Teller};
 use super::{Failure, state_dir};
-use crate::ledger::{Account, Action, Answer, CheckedOrder, Entry, Order, Posts, Request, TransferId};
-use crate::protocol::{Amount, Balance, Digest, Keypair, PublicKey, Signed, Time};
+use crate::http::api::ledger::Recorded;
+use crate::ledger::{Account, Action, Entry, Order, Posts, TransferId};
+use crate::protocol::{Amount, Balance, Digest, Keypair, PublicKey, Signed};
 use crate::runtime::{Clock, SystemClock, entropy};
 use crate::store::{KeyFile, StateDir};
 
@@ -23,11 +25,14 @@ const ORDER_VALID: Duration = Duration::from_mins(10);
 ///
 /// A wallet is a key in the state directory, by name; the workers of `hydra up` are called worker-1, worker-2 and so on.
 /// A passphrase is asked for, or taken from the file of --passphrase-file or the variable `HYDRA_PASSPHRASE`.
+///
+/// The ledger is that of the state directory, or with --coordinator one that is served on another computer.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct WalletArgs {
     #[command(subcommand)]
     command: WalletCommand,
-    /// Where keys and ledger are [default: as for `hydra up`]
+    /// Where keys are, and the ledger without --coordinator [default: as for `hydra up`]
     #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
     /// Whose wallet
@@ -36,10 +41,21 @@ pub(super) struct WalletArgs {
     /// A file with the passphrase in its first line
     #[arg(long, value_name = "FILE", global = true)]
     passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    remote: Remote,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  hydra wallet balance --wallet worker-1             what a worker of this machine has earned
+  hydra wallet send KEY 2.5 --wallet worker-1        send some of it
+  hydra wallet balance KEY --coordinator http://organiser:7700
+                                                     what a key has in a ledger on another computer
+  hydra wallet send KEY 2.5 --wallet worker --state-dir DIR --coordinator http://organiser:7700
+                                                     sign here, with a key of DIR, for that ledger";
 
 #[derive(Debug, Subcommand)]
 enum WalletCommand {
@@ -130,25 +146,29 @@ fn hyd(text: &str) -> Result<Amount, String> {
 
 pub(super) fn run(args: &WalletArgs) -> Result<(), Failure> {
     let folder = state_dir(args.state_dir.as_deref())?;
-    let mut teller = LocalTeller::new(&folder);
+    let mut teller: Box<dyn Teller> = match args.remote.ledger()? {
+        Some(remote) => Box::new(remote),
+        None => Box::new(LocalTeller::new(&folder)),
+    };
+    let teller = &mut *teller;
     let order = |teller: &mut dyn Teller, action| order(args, &folder, teller, action);
     match &args.command {
         WalletCommand::New { protect } => new(args, &folder, *protect),
         WalletCommand::Show => show(args, &folder),
-        WalletCommand::Balance { key } => balance(args, &folder, &mut teller, *key),
-        WalletCommand::History { last } => history(args, &folder, &mut teller, *last),
-        WalletCommand::Send { to, amount } => order(&mut teller, Action::Send { to: *to, amount: *amount }),
-        WalletCommand::Stake { amount } => order(&mut teller, Action::Stake { amount: *amount }),
-        WalletCommand::Unstake { amount } => order(&mut teller, Action::Unstake { amount: *amount }),
+        WalletCommand::Balance { key } => balance(args, &folder, teller, *key),
+        WalletCommand::History { last } => history(args, &folder, teller, *last),
+        WalletCommand::Send { to, amount } => order(teller, Action::Send { to: *to, amount: *amount }),
+        WalletCommand::Stake { amount } => order(teller, Action::Stake { amount: *amount }),
+        WalletCommand::Unstake { amount } => order(teller, Action::Unstake { amount: *amount }),
         WalletCommand::Offer(command) => match command {
             OfferCommand::Make { amount, to, terms, expires } => {
                 let (terms, expires) = (Digest::of(terms.as_bytes()), SystemClock.now() + *expires);
-                order(&mut teller, Action::Offer { amount: *amount, taker: *to, terms, expires })
+                order(teller, Action::Offer { amount: *amount, taker: *to, terms, expires })
             }
-            OfferCommand::Accept { id } => order(&mut teller, Action::Accept { offer: *id }),
-            OfferCommand::Release { id } => order(&mut teller, Action::Release { offer: *id }),
-            OfferCommand::Cancel { id } => order(&mut teller, Action::Cancel { offer: *id }),
-            OfferCommand::List => offers(args, &mut teller),
+            OfferCommand::Accept { id } => order(teller, Action::Accept { offer: *id }),
+            OfferCommand::Release { id } => order(teller, Action::Release { offer: *id }),
+            OfferCommand::Cancel { id } => order(teller, Action::Cancel { offer: *id }),
+            OfferCommand::List => offers(args, teller),
         },
     }
 }
@@ -252,12 +272,12 @@ fn history(args: &WalletArgs, folder: &Path, teller: &mut dyn Teller, last: usiz
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     table.set_header(["number", "time", "what", "amount", "with"]);
-    for Entry { sequence, at, transfer, chain } in teller.history(key, last)? {
+    for entry in teller.history(key, last)? {
         if args.json {
-            let line = serde_json::json!({ "sequence": sequence, "at": at, "transfer": transfer, "chain": chain });
-            println!("{line}");
+            println!("{}", serde_json::to_string(&entry)?);
             continue;
         }
+        let Entry { sequence, at, transfer, .. } = entry;
         let own = |account| account == Account::Wallet(key) || account == Account::Stake(key);
         let (sign, other) = if own(transfer.debit) { ("−", transfer.credit) } else { ("+", transfer.debit) };
         table.add_row([
@@ -282,11 +302,7 @@ fn order(args: &WalletArgs, folder: &Path, teller: &mut dyn Teller, action: Acti
     entropy(&mut random).context("the operating system gives no random numbers")?;
     let order =
         Order { id: TransferId::request(now, u64::from_le_bytes(random)), valid_until: now + ORDER_VALID, action };
-    let checked = CheckedOrder::check(&Signed::seal(&key, &order))?;
-    let answer = teller.ask(&Request::Order(checked))?;
-    let Answer::Done { id, sequence } = answer else {
-        return Err(anyhow!("the ledger answered something else").into());
-    };
+    let Recorded { id, sequence } = teller.order(&Signed::seal(&key, &order))?;
     if args.json {
         println!("{}", serde_json::json!({ "id": id, "sequence": sequence }));
     } else {
@@ -295,36 +311,18 @@ fn order(args: &WalletArgs, folder: &Path, teller: &mut dyn Teller, action: Acti
     Ok(())
 }
 
-#[derive(Serialize)]
-struct OfferSummary {
-    id: TransferId,
-    maker: PublicKey,
-    amount: Amount,
-    taker: Option<PublicKey>,
-    accepted_by: Option<PublicKey>,
-    terms: Digest,
-    expires: Time,
-}
-
 fn offers(args: &WalletArgs, teller: &mut dyn Teller) -> Result<(), Failure> {
-    let Answer::Offers(offers) = teller.ask(&Request::Offers)? else {
-        return Err(anyhow!("the ledger answered something else").into());
-    };
-    for (id, offer) in offers {
-        let accepted_by = offer.accepted.map(|(taker, _)| taker);
+    for offer in teller.offers()? {
         if args.json {
-            let (maker, amount, taker) = (offer.maker, offer.amount, offer.taker);
-            let summary =
-                OfferSummary { id, maker, amount, taker, accepted_by, terms: offer.terms, expires: offer.expires };
-            println!("{}", serde_json::to_string(&summary)?);
+            println!("{}", serde_json::to_string(&offer)?);
             continue;
         }
-        let state = match (accepted_by, offer.taker) {
+        let state = match (offer.accepted_by, offer.taker) {
             (Some(taker), _) => format!("accepted by {taker}"),
             (None, Some(taker)) => format!("for {taker}"),
             (None, None) => "for anybody".to_owned(),
         };
-        println!("{id}  {}  by {}  {state}  until {}", offer.amount, offer.maker, date(offer.expires));
+        println!("{}  {}  by {}  {state}  until {}", offer.id, offer.amount, offer.maker, date(offer.expires));
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! What travels as JSON, and where: both sides of the wire use these.
 
+pub mod ledger;
+
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::{RoundDraw, VerifierRecord};
@@ -54,9 +56,9 @@ pub struct Hello {
     pub time: Time,
     /// The version of Hydra.
     pub version: String,
-    /// The run.
-    pub run: RunId,
-    /// Who is admitted: `open`, `listed` or `invited`.
+    /// The run, where there is one: a ledger of its own has none.
+    pub run: Option<RunId>,
+    /// Who is admitted to it: `open`, `listed` or `invited`.
     pub admission: String,
 }
 

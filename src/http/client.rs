@@ -40,7 +40,7 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No address of a server.
-    #[error("{0} is no address of a coordinator: it must look like http://host:port or https://host:port")]
+    #[error("{0} is no address of a server: it must look like http://host:port or https://host:port")]
     Address(String),
     /// The server cannot be reached, or the connection broke.
     #[error("cannot reach {base}: {problem}")]
@@ -51,7 +51,7 @@ pub enum ClientError {
         problem: String,
     },
     /// The server refused.
-    #[error("the coordinator refuses ({}): {}", .detail.code, .detail.message)]
+    #[error("the server refuses ({}): {}", .detail.code, .detail.message)]
     Refused {
         /// The HTTP status.
         status: u16,
@@ -59,7 +59,7 @@ pub enum ClientError {
         detail: ErrorDetail,
     },
     /// The server answered something that this build does not understand.
-    #[error("the coordinator's answer is not understood: {0}")]
+    #[error("the server's answer is not understood: {0}")]
     Answer(String),
     /// A certificate file cannot be read.
     #[error("cannot read the certificates in {}: {error}", path.display())]

@@ -14,20 +14,20 @@ use crate::verifier;
 
 /// The pause after a first failure, and the longest after many.
 const PAUSE: Duration = Duration::from_millis(200);
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// Pauses that grow, and differ by chance, so that those who lost a server together do not come back together.
-struct Backoff {
+pub(super) struct Backoff {
     tries: u32,
     jitter: ChaCha8Rng,
 }
 
 impl Backoff {
-    fn new(seed: &Seed) -> Self {
+    pub fn new(seed: &Seed) -> Self {
         Self { tries: 0, jitter: seed.derive("backoff", 0).rng() }
     }
 
-    fn next(&mut self) -> Duration {
+    pub fn next(&mut self) -> Duration {
         let pause = (PAUSE * 2u32.saturating_pow(self.tries.min(16))).min(PAUSE_MAX);
         self.tries += 1;
         pause.mul_f64(0.5 + f64::from(self.jitter.next_u32()) / f64::from(u32::MAX) / 2.0)
@@ -145,7 +145,7 @@ pub struct JobCourier {
 }
 
 /// Where troubles go, and that they are over.
-type TellTrouble = Arc<dyn Fn(Option<&ClientError>) + Send + Sync>;
+pub(super) type TellTrouble = Arc<dyn Fn(Option<&ClientError>) + Send + Sync>;
 
 struct Got(LentJob);
 

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use warp::http::{StatusCode, header};
 use warp::reply::Response;
 
+use crate::ledger::{BookError, LedgerError, OrderError, StoreError};
 use crate::protocol::{SessionId, Time};
 
 /// Why a server refuses a request. Each kind has a `code` that stays the same between versions.
@@ -79,6 +80,23 @@ pub enum ApiError {
     /// The bytes uploaded have another digest; they were thrown away.
     #[error("the uploaded bytes are not those with this digest")]
     UploadMismatch,
+    /// The ledger refuses.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// No such transfer.
+    #[error("there is no such transfer")]
+    NoSuchTransfer,
+    /// Nothing was signed when the journal had that size.
+    #[error("no head of {size} transfers was signed{}", nearest_signed(*.nearest))]
+    NeverSigned {
+        /// The size that was asked for.
+        size: u64,
+        /// The last smaller size at which something was.
+        nearest: Option<u64>,
+    },
+    /// The ledger of this run is another process.
+    #[error("the ledger of this run is at {0}; ask there")]
+    LedgerElsewhere(String),
     /// Too many calls from this key or address.
     #[error("too many calls; wait {} ms", .0.as_millis())]
     TooManyCalls(Duration),
@@ -122,6 +140,10 @@ impl ApiError {
             Self::NotCommitted => ("not_committed", StatusCode::FORBIDDEN),
             Self::Offset { .. } => ("offset", StatusCode::CONFLICT),
             Self::UploadMismatch => ("upload_mismatch", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::Ledger(error) => (error.code(), ledger_status(error)),
+            Self::NoSuchTransfer => ("no_such_transfer", StatusCode::NOT_FOUND),
+            Self::NeverSigned { .. } => ("never_signed", StatusCode::NOT_FOUND),
+            Self::LedgerElsewhere(_) => ("ledger_elsewhere", StatusCode::MISDIRECTED_REQUEST),
             Self::TooManyCalls(_) => ("too_many_calls", StatusCode::TOO_MANY_REQUESTS),
             Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE),
             Self::Internal(_) => ("internal", StatusCode::INTERNAL_SERVER_ERROR),
@@ -153,11 +175,17 @@ impl ApiError {
             Self::TooLarge { limit } => {
                 detail("limit", json!(limit));
             }
+            Self::NeverSigned { nearest, .. } => {
+                detail("nearest", json!(nearest));
+            }
+            Self::LedgerElsewhere(ledger) => {
+                detail("ledger", json!(ledger));
+            }
             _ => {}
         }
         let retry_after = match &self {
             Self::TooManyCalls(pause) => Some(pause.as_secs() + 1),
-            Self::Busy => Some(1),
+            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(1),
             _ => None,
         };
         let body = Value::Object(Map::from_iter([("error".to_owned(), Value::Object(error))])).to_string();
@@ -173,5 +201,56 @@ impl ApiError {
             headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+fn nearest_signed(size: Option<u64>) -> String {
+    size.map_or_else(String::new, |size| format!("; the nearest size that was signed is {size}"))
+}
+
+/// What a refusal of the ledger is in the words of HTTP: what is malformed is 400 or 422, what may go another way later
+/// 402 or 409, what is somebody else's 403, what is over or never was 404 or 410, and what is the ledger's own trouble 500
+/// or 503.
+fn ledger_status(error: &LedgerError) -> StatusCode {
+    match error {
+        LedgerError::Verdict { .. } => StatusCode::BAD_REQUEST,
+        LedgerError::VerifierUnknown { .. } => StatusCode::FORBIDDEN,
+        LedgerError::NoFinding | LedgerError::Contributors { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        LedgerError::TaskTwice { .. } | LedgerError::WorkPaid { .. } | LedgerError::RoundDiffers { .. } => {
+            StatusCode::CONFLICT
+        }
+        LedgerError::Order(error) => order_status(error),
+        LedgerError::Book(error) => book_status(error),
+        LedgerError::Store(StoreError::Busy | StoreError::NotReady(_) | StoreError::Failed(_)) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        LedgerError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn order_status(error: &OrderError) -> StatusCode {
+    match error {
+        OrderError::Lapsed { .. } => StatusCode::GONE,
+        OrderError::TooFar { .. } | OrderError::IdKind { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        OrderError::IdReused { .. } | OrderError::Stale { .. } | OrderError::Unstaking => StatusCode::CONFLICT,
+        OrderError::OfferUnknown { .. } => StatusCode::NOT_FOUND,
+        OrderError::OfferClosed { .. } | OrderError::OfferNotYours { .. } => StatusCode::FORBIDDEN,
+        OrderError::Book(error) => book_status(error),
+    }
+}
+
+fn book_status(error: &BookError) -> StatusCode {
+    match error {
+        BookError::Insufficient { .. } => StatusCode::PAYMENT_REQUIRED,
+        BookError::Expired { .. } => StatusCode::GONE,
+        BookError::IdReused { .. }
+        | BookError::NotPending { .. }
+        | BookError::PendingExceeded { .. }
+        | BookError::NotExpired { .. }
+        | BookError::ChainPartlyPosted { .. }
+        | BookError::Cap { .. } => StatusCode::CONFLICT,
+        BookError::Full => StatusCode::INSUFFICIENT_STORAGE,
+        BookError::TimeBackwards { .. } | BookError::Overflow { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::UNPROCESSABLE_ENTITY,
     }
 }

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use crate::coordinator::Report;
-use crate::protocol::{PublicKey, Time, limits};
+use crate::ledger::Totals;
+use crate::protocol::{Balance, PublicKey, Time, limits};
 use crate::runtime::Note;
 
 /// How long after its last call a worker still counts as being there.
@@ -39,6 +40,12 @@ pub struct Hub {
     audited: Counter,
     convicted: Counter,
     workers: Gauge<i64, AtomicI64>,
+    transfers: Gauge,
+    supply: Gauge,
+    unvested: Gauge,
+    burned: Gauge,
+    signed: Gauge,
+    refused: Family<CodeLabels, Counter>,
     seen: Mutex<BTreeMap<PublicKey, Seen>>,
     open: Mutex<BTreeMap<IpAddr, usize>>,
 }
@@ -54,6 +61,11 @@ struct Seen {
 struct RouteLabels {
     path: &'static str,
     status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    code: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,6 +94,12 @@ impl Default for Hub {
             audited: Counter::default(),
             convicted: Counter::default(),
             workers: Gauge::default(),
+            transfers: Gauge::default(),
+            supply: Gauge::default(),
+            unvested: Gauge::default(),
+            burned: Gauge::default(),
+            signed: Gauge::default(),
+            refused: Family::default(),
             seen: Mutex::default(),
             open: Mutex::default(),
         };
@@ -98,6 +116,12 @@ impl Default for Hub {
         registry.register("tasks_rejected", "Submissions rejected by this process", hub.rejected.clone());
         registry.register("audits_ended", "Audits that ended in this process", hub.audited.clone());
         registry.register("results_false", "Results found false by this process", hub.convicted.clone());
+        registry.register("ledger_transfers", "Transfers in the ledger", hub.transfers.clone());
+        registry.register("ledger_head_size", "Transfers under the newest signed head", hub.signed.clone());
+        registry.register("ledger_supply_micro", "µHYD that exist, unvested ones included", hub.supply.clone());
+        registry.register("ledger_unvested_micro", "µHYD that have not vested", hub.unvested.clone());
+        registry.register("ledger_burned_micro", "µHYD that were burned", hub.burned.clone());
+        registry.register("ledger_refused", "Requests over HTTP that the ledger refused, by code", hub.refused.clone());
         registry.register("workers", "Workers heard from in the last minute", hub.workers.clone());
         hub
     }
@@ -133,6 +157,22 @@ impl Hub {
     pub(super) fn answered(&self, path: &'static str, status: u16, took: Duration) {
         self.requests.get_or_create(&RouteLabels { path, status }).inc();
         self.latency.get_or_create(&PathLabels { path }).observe(took.as_secs_f64());
+    }
+
+    /// The ledger has refused something.
+    pub(super) fn refused(&self, code: &'static str) {
+        self.refused.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// How the ledger stands: its sums, its transfers, and how many of them are under a signed head.
+    pub(super) fn ledger(&self, totals: &Totals, transfers: u64, signed: u64) {
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let micro = |balance: Balance| i64::try_from(balance.0).unwrap_or(i64::MAX);
+        self.transfers.set(number(transfers));
+        self.signed.set(number(signed));
+        self.supply.set(micro(totals.supply));
+        self.unvested.set(micro(totals.unvested));
+        self.burned.set(micro(totals.burned));
     }
 
     /// A worker has called. `told` says that it has just been told that the run is over.
@@ -218,6 +258,6 @@ fn event(note: &Note) -> Option<Value> {
         }
         Note::Coordinator(Report::Finished) => Some(json!({ "event": "finished" })),
         Note::CheckFailed { error } => Some(json!({ "event": "check_failed", "error": error })),
-        Note::Step { .. } | Note::TaskFailed { .. } | Note::Fatal(_) => None,
+        Note::Step { .. } | Note::TaskFailed { .. } | Note::Ledger { .. } | Note::Fatal(_) => None,
     }
 }

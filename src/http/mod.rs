@@ -3,7 +3,7 @@
 //! [`Server`] is what a coordinator process listens with; [`Client`] is how everybody else reaches it. [`Courier`] and
 //! [`JobCourier`] stand for the coordinator in a worker's and a verifier's process, [`RemoteBlobs`] for its blob store,
 //! so that the actors there are the ones of the in-process world. [`Desk`] stands for the verifiers in a coordinator's
-//! process. This is the only place that knows warp, hyper and rustls.
+//! process, [`LedgerCourier`] for a ledger that is a process of its own. This is the only place that knows warp, hyper and rustls.
 
 mod admission;
 pub mod api;
@@ -13,6 +13,7 @@ mod courier;
 mod desk;
 mod error;
 mod hub;
+mod ledger_courier;
 mod openapi;
 mod rate;
 mod remote_blobs;
@@ -25,7 +26,8 @@ pub use courier::{Courier, GiveUpJob, JobCourier, News};
 pub use desk::Desk;
 pub use error::ApiError;
 pub use hub::Hub;
-pub use openapi::{ROUTES, Route, document};
+pub use ledger_courier::LedgerCourier;
+pub use openapi::{Parameter, ROUTES, Route, document};
 pub use rate::{Rates, Throttle};
 pub use remote_blobs::RemoteBlobs;
-pub use server::{Server, ServerConfig, ServerError, ServerLimits, ServerParts, TlsFiles};
+pub use server::{LedgerAt, LedgerParts, Server, ServerConfig, ServerError, ServerLimits, ServerParts, TlsFiles};

@@ -1,5 +1,6 @@
 use serde_json::{Value, json};
 
+use super::api::ledger::path as ledger;
 use super::api::path;
 
 /// One thing that a server does. The server is built from this table, and so is its description.
@@ -7,19 +8,32 @@ use super::api::path;
 pub struct Route {
     /// The HTTP method.
     pub method: &'static str,
-    /// The path; `{digest}` stands for a blob's name.
+    /// The path; `{digest}` stands for a blob's name, `{key}` for a public key, `{transfer}` for a transfer's id or number.
     pub path: &'static str,
     /// Who may call it.
     pub caller: Caller,
     /// For people.
     pub summary: &'static str,
-    /// Parameters of the query: name and meaning.
-    pub query: &'static [(&'static str, &'static str)],
+    /// Parameters of the query.
+    pub query: &'static [Parameter],
     /// The kind of body that it takes.
     pub takes: Option<&'static str>,
     /// The kind of body that it answers with.
     pub gives: &'static str,
     pub(super) endpoint: Endpoint,
+}
+
+/// A parameter of the query.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// For people.
+    pub meaning: &'static str,
+    /// Whether there must be one.
+    pub required: bool,
+    /// Whether it is a number, from 0.
+    pub number: bool,
 }
 
 /// Who may call a route.
@@ -35,6 +49,10 @@ pub enum Caller {
     Worker,
     /// A signed call of a verifier of this run.
     Verifier,
+    /// A signed call of a coordinator whose rounds this ledger pays.
+    Payer,
+    /// A signed call of somebody who serves queries.
+    QueryServer,
     /// A signed call of the operator.
     Admin,
 }
@@ -64,6 +82,23 @@ pub(super) enum Endpoint {
     Finish,
     Invite,
     Keys,
+    Ledger,
+    Accounts,
+    Account,
+    History,
+    Offers,
+    Order,
+    Orders,
+    Transfer,
+    TransferProof,
+    Entries,
+    Head,
+    Heads,
+    Growth,
+    Hold,
+    Settle,
+    PayRound,
+    Forfeit,
 }
 
 const JSON: &str = "application/json";
@@ -76,6 +111,15 @@ const fn get(path: &'static str, caller: Caller, summary: &'static str, endpoint
 const fn post(path: &'static str, caller: Caller, summary: &'static str, endpoint: Endpoint) -> Route {
     Route { method: "POST", path, caller, summary, query: &[], takes: Some(JSON), gives: JSON, endpoint }
 }
+
+const fn number(name: &'static str, meaning: &'static str, required: bool) -> Parameter {
+    Parameter { name, meaning, required, number: true }
+}
+
+const AFTER: &str = "What the page before named as `next`";
+const MOST: Parameter = number("most", "How many, 100 by default and 1000 at most", false);
+const BY_NUMBER: &[Parameter] = &[number("after", AFTER, false), MOST];
+const BY_NAME: &[Parameter] = &[Parameter { name: "after", meaning: AFTER, required: false, number: false }, MOST];
 
 const BLOB: &str = "/hydra/v1/blobs/{digest}";
 
@@ -94,7 +138,7 @@ pub const ROUTES: &[Route] = &[
     get(path::HELLO, Caller::Anybody, "What signed calls must name, the run, the server's time", Endpoint::Hello),
     get(path::STATUS, Caller::Anybody, "How the run stands", Endpoint::Status),
     Route {
-        query: &[("round", "Which")],
+        query: &[number("round", "Which; the newest that is closed where nothing is said", false)],
         ..get(path::AUDITS, Caller::Anybody, "Who was audited in a round, and what came of it", Endpoint::Audits)
     },
     Route {
@@ -112,7 +156,10 @@ pub const ROUTES: &[Route] = &[
     Route {
         method: "PUT",
         takes: Some(BYTES),
-        query: &[("offset", "Where this piece begins, in bytes"), ("length", "Bytes of the whole upload")],
+        query: &[
+            number("offset", "Where this piece begins, in bytes", true),
+            number("length", "Bytes of the whole upload", true),
+        ],
         ..get(BLOB, Caller::Worker, "Append a piece to the upload of a committed payload", Endpoint::Upload)
     },
     get(
@@ -127,13 +174,58 @@ pub const ROUTES: &[Route] = &[
     post(path::FINISH, Caller::Admin, "End the run after the open round", Endpoint::Finish),
     post(path::INVITES, Caller::Admin, "Make an invite token", Endpoint::Invite),
     post(path::KEYS, Caller::Admin, "Admit or block a key", Endpoint::Keys),
+    get(ledger::LEDGER, Caller::Anybody, "What the ledger is, and its sums", Endpoint::Ledger),
+    Route {
+        query: BY_NAME,
+        ..get(ledger::ACCOUNTS, Caller::Anybody, "All accounts, in the order of their names", Endpoint::Accounts)
+    },
+    get("/hydra/v1/ledger/accounts/{key}", Caller::Anybody, "How a key stands", Endpoint::Account),
+    Route {
+        query: &[number("before", AFTER, false), MOST],
+        ..get(
+            "/hydra/v1/ledger/accounts/{key}/history",
+            Caller::Anybody,
+            "The transfers of a key's wallet and stake, newest first",
+            Endpoint::History,
+        )
+    },
+    Route { query: BY_NAME, ..get(ledger::OFFERS, Caller::Anybody, "Open offers", Endpoint::Offers) },
+    post(ledger::TRANSFERS, Caller::Key, "Have a signed order done", Endpoint::Order),
+    post(ledger::BATCH, Caller::Key, "Have up to 1000 signed orders done, each by itself", Endpoint::Orders),
+    get("/hydra/v1/ledger/transfers/{transfer}", Caller::Anybody, "A transfer", Endpoint::Transfer),
+    get(
+        "/hydra/v1/ledger/transfers/{transfer}/proof",
+        Caller::Anybody,
+        "The proof that a transfer is in the ledger",
+        Endpoint::TransferProof,
+    ),
+    Route { query: BY_NUMBER, ..get(ledger::ENTRIES, Caller::Anybody, "The journal, oldest first", Endpoint::Entries) },
+    get(ledger::HEAD, Caller::Anybody, "The newest signed head", Endpoint::Head),
+    Route { query: BY_NUMBER, ..get(ledger::HEADS, Caller::Anybody, "All signed heads", Endpoint::Heads) },
+    Route {
+        query: &[number("since", "Transfers that it had then: one of the sizes that it signed", true)],
+        ..get(ledger::GROWTH, Caller::Anybody, "The proof that the ledger goes on from what it was", Endpoint::Growth)
+    },
+    post(ledger::HOLDS, Caller::QueryServer, "Hold the most that a query may cost", Endpoint::Hold),
+    post(ledger::SETTLEMENTS, Caller::QueryServer, "Settle a query, or give its hold back", Endpoint::Settle),
+    post(ledger::PAY, Caller::Payer, "Pay the accepted work of a round", Endpoint::PayRound),
+    post(ledger::FORFEITS, Caller::Payer, "Take what false work costs", Endpoint::Forfeit),
 ];
 
-/// The description of all routes, in the form of `OpenAPI` 3.1.
+impl Route {
+    /// Whether a ledger in a process of its own serves it too.
+    #[must_use]
+    pub fn is_of_ledger(&self) -> bool {
+        let common = [Endpoint::Health, Endpoint::Ready, Endpoint::Metrics, Endpoint::OpenApi, Endpoint::Hello];
+        self.path.starts_with(ledger::LEDGER) || common.contains(&self.endpoint)
+    }
+}
+
+/// The description of these routes, in the form of `OpenAPI` 3.1.
 #[must_use]
-pub fn document() -> Value {
+pub fn document<'a>(routes: impl Iterator<Item = &'a Route>) -> Value {
     let mut paths = serde_json::Map::new();
-    for route in ROUTES {
+    for route in routes {
         let item = paths.entry(route.path).or_insert_with(|| json!({}));
         item[route.method.to_lowercase()] = operation(route);
     }
@@ -169,18 +261,22 @@ fn operation(route: &Route) -> Value {
     let mut parameters: Vec<Value> = route
         .query
         .iter()
-        .map(|(name, meaning)| {
-            json!({
-                "name": name, "in": "query", "required": true, "description": meaning,
-                "schema": { "type": "integer", "minimum": 0 },
-            })
+        .map(|Parameter { name, meaning, required, number }| {
+            let schema = if *number { json!({ "type": "integer", "minimum": 0 }) } else { json!({ "type": "string" }) };
+            json!({ "name": name, "in": "query", "required": required, "description": meaning, "schema": schema })
         })
         .collect();
-    if route.path.contains("{digest}") {
-        parameters.push(json!({
-            "name": "digest", "in": "path", "required": true, "description": "BLAKE3, lower-case hexadecimal",
-            "schema": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
-        }));
+    for (name, meaning, pattern) in [
+        ("digest", "BLAKE3, lower-case hexadecimal", "^[0-9a-f]{64}$"),
+        ("key", "An Ed25519 public key, lower-case hexadecimal", "^[0-9a-f]{64}$"),
+        ("transfer", "The id of a transfer, or its number", "^([0-9a-f]{32}|[0-9]{1,19})$"),
+    ] {
+        if route.path.contains(&format!("{{{name}}}")) {
+            parameters.push(json!({
+                "name": name, "in": "path", "required": true, "description": meaning,
+                "schema": { "type": "string", "pattern": pattern },
+            }));
+        }
     }
     let error = json!({ "description": "Refused", "content": { JSON: { "schema": { "$ref": "#/components/schemas/Error" } } } });
     let mut operation = json!({
@@ -204,7 +300,7 @@ mod tests {
 
     #[test]
     fn every_route_is_described_once() {
-        let document = document();
+        let document = document(ROUTES.iter());
         for route in ROUTES {
             let operation = &document["paths"][route.path][route.method.to_lowercase()];
             assert_eq!(operation["summary"], route.summary, "{} {}", route.method, route.path);

@@ -6,9 +6,12 @@ use super::{Answer, Desk, Request, Written};
 use crate::protocol::{Time, limits};
 use crate::runtime::Clock;
 
+/// Takes an answer to whoever asked; nobody hears it where nobody did.
+pub type AnswerTo = Option<Box<dyn FnOnce(Answer) + Send>>;
+
 /// The ledger with a mailbox. It decides requests one at a time, so no balance is ever spent twice.
 pub struct LedgerActor {
-    core: Desk<Option<Recipient<Answer>>>,
+    core: Desk<AnswerTo>,
     clock: Arc<dyn Clock>,
     /// When the clock is asked next.
     alarm: Option<Time>,
@@ -23,6 +26,14 @@ pub struct Ask {
     pub reply: Recipient<Answer>,
 }
 
+/// The same from whoever has no mailbox.
+pub struct Question {
+    /// What is asked.
+    pub request: Request,
+    /// Takes the answer, on the ledger's thread.
+    pub reply: Box<dyn FnOnce(Answer) + Send>,
+}
+
 /// Something is due.
 struct Alarm;
 
@@ -31,6 +42,9 @@ struct Alarm;
 pub struct IsReady;
 
 impl Message for Ask {
+    type Result = ();
+}
+impl Message for Question {
     type Result = ();
 }
 impl Message for Answer {
@@ -49,19 +63,20 @@ impl Message for IsReady {
 impl LedgerActor {
     /// The actor of an open ledger.
     #[must_use]
-    pub fn new(core: Desk<Option<Recipient<Answer>>>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(core: Desk<AnswerTo>, clock: Arc<dyn Clock>) -> Self {
         Self { core, clock, alarm: None }
     }
 
-    /// Hands out answers. A full or closed mailbox loses one, as a network may: whoever still wants it asks again.
-    fn tell(
-        &mut self,
-        answers: impl IntoIterator<Item = (Option<Recipient<Answer>>, Answer)>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn ask(&mut self, request: &Request, reply: AnswerTo, ctx: &mut Context<Self>) {
+        let answer = self.core.ask(self.clock.now(), request, reply);
+        self.tell(answer, ctx);
+    }
+
+    /// Hands out answers.
+    fn tell(&mut self, answers: impl IntoIterator<Item = (AnswerTo, Answer)>, ctx: &mut Context<Self>) {
         for (reply, answer) in answers {
             if let Some(reply) = reply {
-                let _ = reply.try_send(answer);
+                reply(answer);
             }
         }
         self.set_alarm(ctx);
@@ -94,8 +109,17 @@ impl Handler<Ask> for LedgerActor {
     type Result = ();
 
     fn handle(&mut self, Ask { request, reply }: Ask, ctx: &mut Context<Self>) {
-        let answer = self.core.ask(self.clock.now(), &request, Some(reply));
-        self.tell(answer, ctx);
+        // A full or closed mailbox loses an answer, as a network may: whoever still wants it asks again.
+        let reply = Box::new(move |answer| drop(reply.try_send(answer)));
+        self.ask(&request, Some(reply), ctx);
+    }
+}
+
+impl Handler<Question> for LedgerActor {
+    type Result = ();
+
+    fn handle(&mut self, Question { request, reply }: Question, ctx: &mut Context<Self>) {
+        self.ask(&request, Some(reply), ctx);
     }
 }
 
@@ -113,8 +137,7 @@ impl Handler<Alarm> for LedgerActor {
 
     fn handle(&mut self, _: Alarm, ctx: &mut Context<Self>) {
         self.alarm = None;
-        let answer = self.core.ask(self.clock.now(), &Request::Tick, None);
-        self.tell(answer, ctx);
+        self.ask(&Request::Tick, None, ctx);
     }
 }
 

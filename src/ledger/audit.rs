@@ -18,13 +18,33 @@ pub struct Audited {
     pub totals: Totals,
 }
 
-/// Checks everything that is kept in `source`: every entry as [`Ledger::open`] does, every signed head against the
-/// journal, that one covers the last entry, and that they are all signed by the same key, `signer` where it is known.
+/// Checks everything that is kept in `source`: what [`audit_journal`] does, and that the accounts that are kept beside the
+/// journal follow from it.
 pub fn audit(
     config: LedgerConfig,
     signer: Option<PublicKey>,
     source: &mut dyn JournalSource,
 ) -> Result<Audited, StoreError> {
+    let (ledger, audited) = replayed(config, signer, source)?;
+    ledger.compare_accounts(&source.kept()?.accounts)?;
+    Ok(audited)
+}
+
+/// Checks the journal in `source`: every entry as [`Ledger::open`] does, every signed head against the journal, that one
+/// covers the last entry, and that they are all signed by the same key, `signer` where it is known.
+pub fn audit_journal(
+    config: LedgerConfig,
+    signer: Option<PublicKey>,
+    source: &mut dyn JournalSource,
+) -> Result<Audited, StoreError> {
+    replayed(config, signer, source).map(|(_, audited)| audited)
+}
+
+fn replayed(
+    config: LedgerConfig,
+    signer: Option<PublicKey>,
+    source: &mut dyn JournalSource,
+) -> Result<(Ledger, Audited), StoreError> {
     let mut heads = BTreeMap::new();
     let mut found = signer;
     source.heads(&mut |size, signed: Signed| {
@@ -40,6 +60,7 @@ pub fn audit(
         Ok(())
     })?;
     let number = heads.len() as u64;
+    let newest = heads.last_key_value().map_or(0, |(size, _)| *size);
     let mut ledger = Ledger::empty(config);
     source.entries(&mut |entry| {
         ledger.replay(&entry)?;
@@ -54,12 +75,11 @@ pub fn audit(
     if let Some((missing, _)) = heads.first_key_value() {
         return Err(StoreError::damaged((*missing).min(transfers + 1), "it was signed, and is missing"));
     }
-    ledger.compare_accounts(&source.kept()?.accounts)?;
     ledger.book().assert_invariants();
-    let newest = source.kept()?.head.and_then(|signed| signed.open::<Head>().ok()).map_or(0, |(_, head)| head.size);
     if newest < transfers {
         return Err(StoreError::damaged(newest + 1, "no signed head covers it"));
     }
     let signer = found.filter(|_| number > 0);
-    Ok(Audited { transfers, heads: number, signer, head: ledger.journal().head(), totals: ledger.book().totals() })
+    let (head, totals) = (ledger.journal().head(), ledger.book().totals());
+    Ok((ledger, Audited { transfers, heads: number, signer, head, totals }))
 }

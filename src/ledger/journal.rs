@@ -9,7 +9,8 @@ use super::{Account, Posts, Refusal, Transfer, TransferId};
 use crate::protocol::{Digest, Keypair, Message, PublicKey, Signed, Time, wire};
 
 /// A transfer in its place in the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Its place, counted from 1, without gaps.
     pub sequence: u64,

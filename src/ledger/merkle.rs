@@ -5,6 +5,8 @@
 //! an inclusion proof shows that a leaf is under a root, a consistency proof that a root covers all that an earlier one
 //! did. Both are a few dozen digests however long the journal is.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::Digest;
@@ -200,6 +202,149 @@ pub fn consistent(earlier: u64, earlier_root: Digest, size: u64, root: Digest, p
     last == 0 && old == earlier_root && new == root
 }
 
+/// Leaves in a block of a [`Tree`]: few enough to be read for each proof, so many that the nodes above them take a quarter
+/// of a byte a leaf.
+const BLOCK: u64 = 256;
+
+/// The inner nodes of a growing tree, for proofs about it at any of its sizes that take the same time however long the
+/// journal is. It keeps the roots of full blocks of leaves and what is above them; the leaves of the one to three blocks
+/// that a proof goes through are handed in, by a function that gives exactly those of a range.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    size: u64,
+    /// The block that is not full yet.
+    block: Frontier,
+    /// The roots of full subtrees, smallest first: of blocks, of pairs of them, and so on.
+    levels: Vec<Vec<Digest>>,
+}
+
+impl Tree {
+    /// Leaves so far.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Adds a leaf.
+    pub fn push(&mut self, leaf: Digest) {
+        self.size += 1;
+        self.block.push(leaf);
+        if self.block.size() < BLOCK {
+            return;
+        }
+        let mut root = std::mem::take(&mut self.block).root();
+        for level in 0.. {
+            if self.levels.len() == level {
+                self.levels.push(Vec::new());
+            }
+            let nodes = &mut self.levels[level];
+            nodes.push(root);
+            match nodes.as_slice() {
+                [.., left, right] if nodes.len().is_multiple_of(2) => root = node(left, right),
+                _ => return,
+            }
+        }
+    }
+
+    /// The inclusion proof for leaf `index` (from 0) under the first `size` leaves; `None` when there is no such leaf, or
+    /// the tree is smaller.
+    pub fn inclusion<E>(
+        &self,
+        index: u64,
+        size: u64,
+        read: &mut dyn FnMut(Range<u64>) -> Result<Vec<Digest>, E>,
+    ) -> Result<Option<Vec<Digest>>, E> {
+        if index >= size || size > self.size {
+            return Ok(None);
+        }
+        self.path(index, 0..size, read).map(Some)
+    }
+
+    /// The proof that the first `size` leaves go on from the first `earlier`; `None` when there are fewer.
+    pub fn consistency<E>(
+        &self,
+        earlier: u64,
+        size: u64,
+        read: &mut dyn FnMut(Range<u64>) -> Result<Vec<Digest>, E>,
+    ) -> Result<Option<Vec<Digest>>, E> {
+        if earlier > size || size > self.size {
+            return Ok(None);
+        }
+        if earlier == 0 || earlier == size {
+            return Ok(Some(Vec::new()));
+        }
+        self.growth(earlier, 0..size, true, read).map(Some)
+    }
+
+    /// The root over a range that the definition of the tree leads to.
+    fn root<E>(
+        &self,
+        range: Range<u64>,
+        read: &mut dyn FnMut(Range<u64>) -> Result<Vec<Digest>, E>,
+    ) -> Result<Digest, E> {
+        let length = range.end - range.start;
+        if length.is_power_of_two() && length >= BLOCK {
+            let level = (length / BLOCK).trailing_zeros() as usize;
+            let place = usize::try_from(range.start / length).unwrap_or(usize::MAX);
+            if let Some(root) = self.levels.get(level).and_then(|nodes| nodes.get(place)) {
+                return Ok(*root);
+            }
+        }
+        if length <= BLOCK {
+            return Ok(root(&read(range)?));
+        }
+        let middle = middle(&range);
+        Ok(node(&self.root(range.start..middle, read)?, &self.root(middle..range.end, read)?))
+    }
+
+    fn path<E>(
+        &self,
+        index: u64,
+        range: Range<u64>,
+        read: &mut dyn FnMut(Range<u64>) -> Result<Vec<Digest>, E>,
+    ) -> Result<Vec<Digest>, E> {
+        if range.end - range.start <= BLOCK {
+            let inside = usize::try_from(index - range.start).unwrap_or(usize::MAX);
+            return Ok(inclusion(&read(range)?, inside).unwrap_or_default());
+        }
+        let (left, right) = (range.start..middle(&range), middle(&range)..range.end);
+        let (inside, beside) = if left.contains(&index) { (left, right) } else { (right, left) };
+        let mut path = self.path(index, inside, read)?;
+        path.push(self.root(beside, read)?);
+        Ok(path)
+    }
+
+    /// As [`subproof`], which does it where all leaves are at hand.
+    fn growth<E>(
+        &self,
+        earlier: u64,
+        range: Range<u64>,
+        whole: bool,
+        read: &mut dyn FnMut(Range<u64>) -> Result<Vec<Digest>, E>,
+    ) -> Result<Vec<Digest>, E> {
+        if earlier == range.end {
+            return if whole { Ok(Vec::new()) } else { Ok(vec![self.root(range, read)?]) };
+        }
+        if range.end - range.start <= BLOCK {
+            let inside = usize::try_from(earlier - range.start).unwrap_or(usize::MAX);
+            return Ok(subproof(&read(range)?, inside, whole));
+        }
+        let (left, right) = (range.start..middle(&range), middle(&range)..range.end);
+        let (mut path, beside) = if earlier <= left.end {
+            (self.growth(earlier, left, whole, read)?, right)
+        } else {
+            (self.growth(earlier, right, false, read)?, left)
+        };
+        path.push(self.root(beside, read)?);
+        Ok(path)
+    }
+}
+
+/// Where a tree over this range of leaves splits.
+fn middle(range: &Range<u64>) -> u64 {
+    range.start + (range.end - range.start).next_power_of_two() / 2
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +402,45 @@ mod tests {
             }
             assert_eq!(inclusion(tree, size), None);
         }
+    }
+
+    #[test]
+    fn a_tree_that_keeps_only_inner_nodes_gives_the_same_proofs_and_reads_few_leaves() {
+        let all = leaves(5 * BLOCK + 3);
+        let mut tree = Tree::default();
+        all.iter().for_each(|leaf| tree.push(*leaf));
+        assert_eq!(tree.size(), all.len() as u64);
+        let place = |n: u64| usize::try_from(n).unwrap();
+        let edges = |most: u64| {
+            (0..=5)
+                .flat_map(|n| [-1, 0, 1, 100].map(|by| n * BLOCK as i64 + by))
+                .filter_map(move |n| u64::try_from(n).ok().filter(|n| *n <= most))
+        };
+        for size in edges(tree.size()) {
+            let known = &all[..place(size)];
+            for other in edges(size) {
+                let mut blocks = 0;
+                let mut read = |range: Range<u64>| {
+                    blocks += 1;
+                    assert!(range.end - range.start <= BLOCK && range.end <= size);
+                    Ok::<_, ()>(all[place(range.start)..place(range.end)].to_vec())
+                };
+                assert_eq!(
+                    tree.inclusion(other, size, &mut read),
+                    Ok(inclusion(known, place(other))),
+                    "{other} of {size}"
+                );
+                assert_eq!(
+                    tree.consistency(other, size, &mut read),
+                    Ok(consistency(known, place(other))),
+                    "{other} to {size}"
+                );
+                assert!(blocks <= 5, "{blocks} blocks were read for two proofs, {other} and {size}");
+            }
+        }
+        let none = &mut |_| Err(());
+        assert_eq!(tree.inclusion(0, tree.size() + 1, none), Ok(None));
+        assert_eq!(tree.consistency(7, tree.size() + 1, none), Ok(None));
     }
 
     #[test]

@@ -28,8 +28,8 @@ mod transfer;
 
 pub use self::core::{Answer, Decided, Forfeited, Ledger, LedgerConfig, LedgerError, Offer, Request, Standing};
 pub use account::{Account, AccountError};
-pub use actor::{Ask, IsReady, LedgerActor};
-pub use audit::{Audited, audit};
+pub use actor::{AnswerTo, Ask, IsReady, LedgerActor, Question};
+pub use audit::{Audited, audit, audit_journal};
 pub use book::{Book, BookError, Decision, Hold, Known, Posted, Posts, Totals};
 pub use desk::{Desk, Direct, Job, JournalWriter, Written};
 pub use economy::{Economy, EconomyConfig, EconomyError};

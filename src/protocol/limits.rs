@@ -177,6 +177,27 @@ pub const GROUP_COMMIT_MAX: usize = 10_000;
 /// Answers of the ledger that wait until they are durable: some hundred bytes each.
 pub const LEDGER_WAITING_MAX: usize = 1 << 17;
 
+/// Entries, accounts, offers or heads on a page of the ledger: some hundred kilobytes.
+pub const LEDGER_PAGE_MAX: usize = 1000;
+
+/// The same where nobody says how many.
+pub const LEDGER_PAGE: usize = 100;
+
+/// Orders in one batch: checking their signatures takes a tenth of a second.
+pub const ORDERS_MAX: usize = 1000;
+
+/// A signed order as JSON: some 400 bytes.
+pub const ORDER_JSON_BYTES_MAX: usize = 1024;
+
+/// A signed verdict as JSON: a few hundred bytes.
+pub const VERDICT_JSON_BYTES_MAX: usize = 1024;
+
+/// Requests that wait for the ledger's archive, which answers one after the other in milliseconds.
+pub const ARCHIVE_WAITING_MAX: usize = 64;
+
+/// Entries that the archive reads at a time while it catches up with the ledger: some megabytes.
+pub const ARCHIVE_READ: usize = 10_000;
+
 /// How long a ledger that could not write waits before it lets its clock try again.
 pub const LEDGER_RETRY: Duration = Duration::from_secs(1);
 

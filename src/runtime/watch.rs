@@ -28,6 +28,11 @@ pub enum Note {
         /// Why.
         error: String,
     },
+    /// The ledger elsewhere does not answer, and why; or it answers again.
+    Ledger {
+        /// Why not.
+        trouble: Option<String>,
+    },
     /// Something that no part can go on without: the run must end, and this says why.
     Fatal(String),
 }

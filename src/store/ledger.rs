@@ -98,12 +98,73 @@ impl LedgerStore {
         Ok(store)
     }
 
+    /// Reads several things of the ledger as it is at one moment, whatever others write meanwhile. Not for a
+    /// [`snapshot`](Self::snapshot), which is that already.
+    pub fn at_once<T>(&self, read: impl FnOnce(&Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.database.connection().execute_batch("BEGIN")?;
+        let result = read(self);
+        // It has changed nothing, so this only lets the moment go.
+        self.database.connection().execute_batch("ROLLBACK")?;
+        result
+    }
+
+    /// The `most` entries after entry number `after`, oldest first.
+    pub fn entries_after(&self, after: u64, most: usize) -> Result<Vec<Entry>, StoreError> {
+        let select = format!("{SELECT} WHERE sequence > ?1 ORDER BY sequence LIMIT ?2");
+        let mut statement = self.database.connection().prepare_cached(&select)?;
+        let mut rows = statement.query([number(after)?, limit(most)])?;
+        let mut entries = Vec::new();
+        while let Some(row) = rows.next()? {
+            let entry = read(row)?;
+            let expected = after + 1 + entries.len() as u64;
+            if entry.sequence != expected {
+                return Err(StoreError::damaged(expected, format!("number {} stands in its place", entry.sequence)));
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// The accounts whose names come after that of `after` in the alphabet, in that order, and no more than `most`.
+    pub fn accounts_after(&self, after: Option<Account>, most: usize) -> Result<Vec<(Account, Posts)>, StoreError> {
+        let select = format!("{SELECT_ACCOUNTS} WHERE account > ?1 ORDER BY account LIMIT ?2");
+        let mut statement = self.database.connection().prepare_cached(&select)?;
+        let after = after.map_or_else(String::new, |account| account.to_string());
+        let mut rows = statement.query(params![after, limit(most)])?;
+        let mut accounts = Vec::new();
+        while let Some(row) = rows.next()? {
+            accounts.push(read_account(row)?);
+        }
+        Ok(accounts)
+    }
+
+    /// The signed heads of sizes after `after`, smallest first, and no more than `most`.
+    pub fn heads_after(&self, after: u64, most: usize) -> Result<Vec<(u64, Signed)>, StoreError> {
+        self.some_heads("WHERE size > ?1 ORDER BY size LIMIT ?2", after, most)
+    }
+
+    /// The last signed head that is no longer than `size`.
+    pub fn head_until(&self, size: u64) -> Result<Option<(u64, Signed)>, StoreError> {
+        Ok(self.some_heads("WHERE size <= ?1 ORDER BY size DESC LIMIT ?2", size, 1)?.pop())
+    }
+
+    fn some_heads(&self, which: &str, size: u64, most: usize) -> Result<Vec<(u64, Signed)>, StoreError> {
+        let mut statement =
+            self.database.connection().prepare_cached(&format!("SELECT size, body FROM heads {which}"))?;
+        let mut rows = statement.query([i64::try_from(size).unwrap_or(i64::MAX), limit(most)])?;
+        let mut heads = Vec::new();
+        while let Some(row) = rows.next()? {
+            heads.push((row.get::<_, i64>("size")?.cast_unsigned(), read_head(row)?));
+        }
+        Ok(heads)
+    }
+
     /// The last `most` entries that concern one of `accounts`, oldest first.
     pub fn history(&self, accounts: &[Account], most: usize) -> Result<Vec<Entry>, StoreError> {
         let select = format!("{SELECT} WHERE debit IN (?1, ?2) OR credit IN (?1, ?2) ORDER BY sequence DESC LIMIT ?3");
         let name = |at: usize| accounts.get(at).or(accounts.first()).map(ToString::to_string);
         let mut statement = self.database.connection().prepare(&select)?;
-        let mut rows = statement.query(params![name(0), name(1), i64::try_from(most).unwrap_or(i64::MAX)])?;
+        let mut rows = statement.query(params![name(0), name(1), limit(most)])?;
         let mut entries = Vec::new();
         while let Some(row) = rows.next()? {
             entries.push(read(row)?);
@@ -240,6 +301,10 @@ impl JournalStore for LedgerStore {
             Ok(())
         })
     }
+}
+
+fn limit(most: usize) -> i64 {
+    i64::try_from(most).unwrap_or(i64::MAX)
 }
 
 fn number(number: u64) -> Result<i64, StoreError> {

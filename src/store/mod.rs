@@ -2,9 +2,10 @@
 //!
 //! [`Database`] opens the file and brings its tables up to date; [`LedgerStore`] and [`RunStore`] keep one kind of
 //! thing in it each, and own the tables for that. [`GroupCommit`] writes what many asked the ledger for in one
-//! transaction. [`Blobs`] keeps large things by their digest. [`StateDir`] is the folder that holds all of it, keys
+//! transaction, and [`Archive`] looks things up in what they have written. [`Blobs`] keeps large things by their digest. [`StateDir`] is the folder that holds all of it, keys
 //! ([`KeyFile`]) included.
 
+mod archive;
 mod blobs;
 mod coordinator;
 mod group;
@@ -14,6 +15,7 @@ mod results;
 mod sqlite;
 mod state_dir;
 
+pub use archive::{Archive, Growth};
 pub use blobs::{BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use group::GroupCommit;

@@ -1,6 +1,7 @@
 //! The server: connections, limits, and where requests go.
 
 mod blobs;
+mod ledger;
 mod operations;
 mod request;
 mod status;
@@ -8,8 +9,10 @@ mod verifiers;
 mod workers;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,25 +32,29 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+use self::ledger::LedgerSite;
 use self::request::{Asked, Peer};
 use super::admission::Admission;
 use super::auth::Gate;
 use super::desk::{Desk, Lane};
 use super::error::ApiError;
 use super::hub::Hub;
-use super::openapi::{Endpoint, ROUTES};
+use super::openapi::{Endpoint, ROUTES, Route};
 use super::rate::Rates;
 use super::uploads::Uploads;
 use crate::coordinator::{Coordinator, Look, State};
+use crate::ledger::{LedgerActor, LedgerConfig};
 use crate::protocol::limits::Rate;
 use crate::protocol::{Digest, PublicKey, SessionId, limits};
 use crate::runtime::{Clock, Stopwatch, entropy};
-use crate::store::FolderBlobs;
+use crate::store::{Archive, FolderBlobs};
 
 /// What a server serves.
 pub struct ServerParts {
     /// The coordinator.
     pub coordinator: Addr<Coordinator>,
+    /// The ledger that pays for the run.
+    pub ledger: LedgerAt,
     /// What is to be verified by others, where others verify.
     pub desk: Option<Addr<Desk>>,
     /// The blob store.
@@ -64,6 +71,26 @@ pub struct ServerParts {
     pub hub: Arc<Hub>,
 }
 
+/// Where the ledger of a run is.
+pub enum LedgerAt {
+    /// In this process.
+    Here(LedgerParts),
+    /// In another one, which has this address.
+    Elsewhere(String),
+}
+
+/// A ledger that is served.
+pub struct LedgerParts {
+    /// The ledger.
+    pub actor: Addr<LedgerActor>,
+    /// What it has written.
+    pub archive: Arc<Archive>,
+    /// What it was told when it started.
+    pub config: LedgerConfig,
+    /// The key that it signs with.
+    pub key: PublicKey,
+}
+
 /// How a server serves it.
 #[derive(Debug, Clone, Default)]
 pub struct ServerConfig {
@@ -71,6 +98,10 @@ pub struct ServerConfig {
     pub admin: Option<PublicKey>,
     /// Whose verdicts count.
     pub verifiers: BTreeSet<PublicKey>,
+    /// Coordinators in other processes, whose rounds this one's ledger pays.
+    pub payers: BTreeSet<PublicKey>,
+    /// Who serves queries: they may hold and settle what those cost.
+    pub query_servers: BTreeSet<PublicKey>,
     /// Serves HTTPS with these.
     pub tls: Option<TlsFiles>,
     /// Whether a reverse proxy stands before it, whose `X-Forwarded-For` tells the client's address.
@@ -139,14 +170,8 @@ pub struct Server {
     stopped: watch::Receiver<()>,
 }
 
-/// All that requests need.
-pub(super) struct Site {
-    coordinator: Addr<Coordinator>,
-    desk: Option<Addr<Desk>>,
-    blobs: Arc<FolderBlobs>,
-    uploads: Uploads,
-    dataset: BTreeSet<Digest>,
-    admission: Admission,
+/// What every server has, whatever it serves: who calls, how often, and when it stops.
+pub(super) struct Front {
     clock: Arc<dyn Clock>,
     hub: Arc<Hub>,
     config: ServerConfig,
@@ -156,32 +181,93 @@ pub(super) struct Site {
     stop: watch::Receiver<bool>,
 }
 
+/// All that requests to a coordinator need.
+pub(super) struct Site {
+    front: Front,
+    coordinator: Addr<Coordinator>,
+    ledger: Result<LedgerSite, String>,
+    desk: Option<Addr<Desk>>,
+    blobs: Arc<FolderBlobs>,
+    uploads: Uploads,
+    dataset: BTreeSet<Digest>,
+    admission: Admission,
+}
+
+impl Deref for Site {
+    type Target = Front;
+
+    fn deref(&self) -> &Front {
+        &self.front
+    }
+}
+
+/// All that requests to a ledger in a process of its own need.
+struct LedgerOnly {
+    front: Front,
+    ledger: LedgerSite,
+}
+
+/// What answers requests.
+trait Answering: Send + Sync + 'static {
+    fn front(&self) -> &Front;
+
+    /// Whether it answers requests of this kind.
+    fn serves(route: &Route) -> bool;
+
+    fn answer(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        asked: Asked,
+    ) -> impl Future<Output = Result<Response, ApiError>> + Send;
+}
+
 impl Server {
-    /// Serves on `listener` until it is told to stop.
+    /// Serves a coordinator on `listener` until it is told to stop.
     pub fn start(
         listener: std::net::TcpListener,
         parts: ServerParts,
         config: ServerConfig,
     ) -> Result<Self, ServerError> {
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
-        let mut session = [0; 32];
-        entropy(&mut session)?;
         let (stop, stopping) = watch::channel(false);
         let site = Arc::new(Site {
+            front: Front::new(parts.clock, parts.hub, config, stopping)?,
             coordinator: parts.coordinator,
+            ledger: match parts.ledger {
+                LedgerAt::Here(ledger) => Ok(LedgerSite::new(ledger)),
+                LedgerAt::Elsewhere(address) => Err(address),
+            },
             desk: parts.desk,
             uploads: Uploads::open(&parts.uploads, Arc::clone(&parts.blobs))?,
             blobs: parts.blobs,
             dataset: parts.dataset,
             admission: parts.admission,
-            clock: parts.clock,
-            hub: parts.hub,
-            gate: Gate::new(SessionId(Digest::from_bytes(session))),
-            per_key: Rates::new(config.limits.per_key, limits::HTTP_RATES_MAX),
-            per_address: Rates::new(config.limits.per_address, limits::HTTP_RATES_MAX),
-            stop: stopping.clone(),
-            config,
         });
+        let server = Self::serve(listener, Arc::clone(&site), stop)?;
+        if let Some(runtime) = &server.runtime {
+            runtime.spawn(blobs::sweep(site));
+        }
+        Ok(server)
+    }
+
+    /// Serves a ledger, and nothing else, on `listener` until it is told to stop.
+    pub fn start_ledger(
+        listener: std::net::TcpListener,
+        ledger: LedgerParts,
+        clock: Arc<dyn Clock>,
+        hub: Arc<Hub>,
+        config: ServerConfig,
+    ) -> Result<Self, ServerError> {
+        let (stop, stopping) = watch::channel(false);
+        let front = Front::new(clock, hub, config, stopping)?;
+        Self::serve(listener, Arc::new(LedgerOnly { front, ledger: LedgerSite::new(ledger) }), stop)
+    }
+
+    fn serve<S: Answering>(
+        listener: std::net::TcpListener,
+        site: Arc<S>,
+        stop: watch::Sender<bool>,
+    ) -> Result<Self, ServerError> {
+        let tls = site.front().config.tls.as_ref().map(acceptor).transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("http").enable_all().build()?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -190,8 +276,7 @@ impl Server {
             TcpListener::from_std(listener)?
         };
         let (done, stopped) = watch::channel(());
-        runtime.spawn(blobs::sweep(Arc::clone(&site)));
-        runtime.spawn(accept(listener, tls, site, stopping, done));
+        runtime.spawn(accept(listener, tls, site, done));
         Ok(Self { runtime: Some(runtime), address, stop, stopped })
     }
 
@@ -236,16 +321,12 @@ fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServerError> {
 }
 
 /// Takes connections until told to stop. `done` is dropped with the last of them.
-async fn accept(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    site: Arc<Site>,
-    mut stopping: watch::Receiver<bool>,
-    done: watch::Sender<()>,
-) {
+async fn accept<S: Answering>(listener: TcpListener, tls: Option<TlsAcceptor>, site: Arc<S>, done: watch::Sender<()>) {
     let done = Arc::new(done);
-    let room = Arc::new(Semaphore::new(site.config.limits.connections));
     let service = TowerToHyperService::new(warp::service(routes(&site)));
+    let site = site.front();
+    let mut stopping = site.stop.clone();
+    let room = Arc::new(Semaphore::new(site.config.limits.connections));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -314,17 +395,22 @@ where
     let _ = connection.await;
 }
 
-fn routes(site: &Arc<Site>) -> BoxedFilter<(Response,)> {
+fn routes<S: Answering>(site: &Arc<S>) -> BoxedFilter<(Response,)> {
     let mut all: Option<BoxedFilter<(Response,)>> = None;
-    for route in ROUTES {
+    for route in ROUTES.iter().filter(|route| S::serves(route)) {
         let (site, endpoint, name) = (Arc::clone(site), route.endpoint, route.path);
         let filter = request::matches(route).and(request::asked()).then(move |asked: Asked| {
             let site = Arc::clone(&site);
             async move {
                 let watch = Stopwatch::start();
-                let answer = handle(&site, endpoint, asked).await;
+                let front = site.front();
+                let address = asked.address(front.config.behind_proxy);
+                let answer = match front.per_address.take(address, front.clock.now()) {
+                    Ok(()) => Arc::clone(&site).answer(endpoint, asked).await,
+                    Err(pause) => Err(ApiError::TooManyCalls(pause)),
+                };
                 let response = answer.unwrap_or_else(ApiError::into_response);
-                site.hub.answered(name, response.status().as_u16(), watch.elapsed());
+                front.hub.answered(name, response.status().as_u16(), watch.elapsed());
                 response
             }
         });
@@ -348,32 +434,90 @@ async fn refuse(rejection: warp::Rejection) -> Result<Response, std::convert::In
     Ok(error.into_response())
 }
 
-async fn handle(site: &Arc<Site>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
-    let address = asked.address(site.config.behind_proxy);
-    site.per_address.take(address, site.clock.now()).map_err(ApiError::TooManyCalls)?;
-    let asked = &mut asked;
-    match endpoint {
-        Endpoint::Health => Ok(status::plain("alive\n")),
-        Endpoint::Ready => status::ready(site).await,
-        Endpoint::Metrics => Ok(status::metrics(site)),
-        Endpoint::OpenApi => Ok(request::json(&super::openapi::document())),
-        Endpoint::Hello => status::hello(site).await,
-        Endpoint::Status => status::status(site).await,
-        Endpoint::Audits => status::audits(site, asked).await,
-        Endpoint::Events => status::events(site),
-        Endpoint::Register => workers::register(site, asked).await,
-        Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::Appeal | Endpoint::GiveBack => {
-            workers::ask(site, endpoint, asked).await
+impl Front {
+    fn new(
+        clock: Arc<dyn Clock>,
+        hub: Arc<Hub>,
+        config: ServerConfig,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Self, ServerError> {
+        let mut session = [0; 32];
+        entropy(&mut session)?;
+        Ok(Self {
+            clock,
+            hub,
+            gate: Gate::new(SessionId(Digest::from_bytes(session))),
+            per_key: Rates::new(config.limits.per_key, limits::HTTP_RATES_MAX),
+            per_address: Rates::new(config.limits.per_address, limits::HTTP_RATES_MAX),
+            stop,
+            config,
+        })
+    }
+}
+
+impl Answering for Site {
+    fn front(&self) -> &Front {
+        &self.front
+    }
+
+    fn serves(_: &Route) -> bool {
+        true
+    }
+
+    async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
+        let (site, asked) = (&self, &mut asked);
+        match endpoint {
+            Endpoint::Health => Ok(status::plain("alive\n")),
+            Endpoint::Ready => status::ready(site).await,
+            Endpoint::Metrics => status::metrics(site, site.ledger.as_ref().ok()).await,
+            Endpoint::OpenApi => Ok(request::json(&super::openapi::document(ROUTES.iter()))),
+            Endpoint::Hello => status::hello(site).await,
+            Endpoint::Status => status::status(site).await,
+            Endpoint::Audits => status::audits(site, asked).await,
+            Endpoint::Events => status::events(site),
+            Endpoint::Register => workers::register(site, asked).await,
+            Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::Appeal | Endpoint::GiveBack => {
+                workers::ask(site, endpoint, asked).await
+            }
+            Endpoint::ReadBlob => blobs::read(site, asked).await,
+            Endpoint::UploadProgress => blobs::progress(site, asked).await,
+            Endpoint::Upload => blobs::upload(site, asked).await,
+            Endpoint::TakeCheck => verifiers::take(site, asked, Lane::Check).await,
+            Endpoint::TakeReplay => verifiers::take(site, asked, Lane::Replay).await,
+            Endpoint::Verdicts => verifiers::verdicts(site, asked).await,
+            Endpoint::Finish => operations::finish(site, asked).await,
+            Endpoint::Invite => operations::invite(site, asked).await,
+            Endpoint::Keys => operations::keys(site, asked).await,
+            endpoint => match &site.ledger {
+                Ok(ledger) => ledger::answer(&site.front, ledger, endpoint, asked).await,
+                Err(elsewhere) => Err(ApiError::LedgerElsewhere(elsewhere.clone())),
+            },
         }
-        Endpoint::ReadBlob => blobs::read(site, asked).await,
-        Endpoint::UploadProgress => blobs::progress(site, asked).await,
-        Endpoint::Upload => blobs::upload(site, asked).await,
-        Endpoint::TakeCheck => verifiers::take(site, asked, Lane::Check).await,
-        Endpoint::TakeReplay => verifiers::take(site, asked, Lane::Replay).await,
-        Endpoint::Verdicts => verifiers::verdicts(site, asked).await,
-        Endpoint::Finish => operations::finish(site, asked).await,
-        Endpoint::Invite => operations::invite(site, asked).await,
-        Endpoint::Keys => operations::keys(site, asked).await,
+    }
+}
+
+impl Answering for LedgerOnly {
+    fn front(&self) -> &Front {
+        &self.front
+    }
+
+    fn serves(route: &Route) -> bool {
+        route.is_of_ledger()
+    }
+
+    async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
+        let Self { front, ledger } = &*self;
+        match endpoint {
+            Endpoint::Health => Ok(status::plain("alive\n")),
+            Endpoint::Ready => status::ready_ledger(ledger).await,
+            Endpoint::Metrics => status::metrics(front, Some(ledger)).await,
+            Endpoint::OpenApi => {
+                let routes = ROUTES.iter().filter(|route| Self::serves(route));
+                Ok(request::json(&super::openapi::document(routes)))
+            }
+            Endpoint::Hello => Ok(status::hello_to(front, None, "open")),
+            endpoint => ledger::answer(front, ledger, endpoint, &mut asked).await,
+        }
     }
 }
 

@@ -1,5 +1,7 @@
+use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::str::FromStr;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -10,7 +12,7 @@ use warp::filters::BoxedFilter;
 use warp::http::{HeaderMap, Method, header};
 use warp::reply::Response;
 
-use super::Site;
+use super::{Front, Site};
 use crate::http::error::ApiError;
 use crate::http::openapi::Route;
 use crate::protocol::{Digest, PublicKey, limits};
@@ -25,7 +27,7 @@ type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
 pub(super) struct Asked {
     method: Method,
     path: String,
-    pub(super) query: String,
+    query: String,
     headers: HeaderMap,
     peer: IpAddr,
     body: Body,
@@ -90,11 +92,22 @@ impl Asked {
         last.parse().map_err(|error: crate::protocol::DigestError| ApiError::Malformed(error.to_string()))
     }
 
+    /// A part of the path, counted from 0.
+    pub fn part<T: FromStr<Err: fmt::Display>>(&self, place: usize) -> Result<T, ApiError> {
+        let part = self.path.split('/').skip(1).nth(place).unwrap_or_default();
+        part.parse().map_err(|error: T::Err| ApiError::Malformed(error.to_string()))
+    }
+
     /// A number in the query.
     pub fn number(&self, name: &str) -> Result<u64, ApiError> {
+        self.parameter(name)?.ok_or_else(|| ApiError::Malformed(format!("the query needs a number {name}")))
+    }
+
+    /// Something in the query that may be left out.
+    pub fn parameter<T: FromStr<Err: fmt::Display>>(&self, name: &str) -> Result<Option<T>, ApiError> {
         let value = self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let number = value.and_then(|value| value.parse().ok());
-        number.ok_or_else(|| ApiError::Malformed(format!("the query needs a number {name}")))
+        let wrong = |error: T::Err| ApiError::Malformed(format!("{name} in the query: {error}"));
+        value.map(str::parse).transpose().map_err(wrong)
     }
 
     /// Whether there is a signature at all.
@@ -104,7 +117,7 @@ impl Asked {
 
     /// Checks the signature and reads the body: who calls, and what they sent. Nothing is read of a body whose caller
     /// is not known.
-    pub async fn signed(&mut self, site: &Site, limit: usize) -> Result<(PublicKey, Bytes), ApiError> {
+    pub async fn signed(&mut self, site: &Front, limit: usize) -> Result<(PublicKey, Bytes), ApiError> {
         let path = if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) };
         let now = site.clock.now();
         let header = self.header(header::AUTHORIZATION.as_str());

@@ -4,11 +4,12 @@ use futures_util::stream;
 use warp::http::header;
 use warp::reply::{Reply, Response};
 
-use super::Site;
+use super::ledger::LedgerSite;
 use super::request::{Asked, json};
+use super::{Front, Site};
 use crate::http::api::{Hello, RoundAudits, Status};
 use crate::http::error::ApiError;
-use crate::protocol::{Round, limits};
+use crate::protocol::{Round, RunId, limits};
 
 /// How long the coordinator may take to answer before the process does not count as ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
@@ -23,22 +24,40 @@ pub(super) fn plain(text: impl Into<String>) -> Response {
 pub(super) async fn ready(site: &Site) -> Result<Response, ApiError> {
     let answer = tokio::time::timeout(READY_WITHIN, site.look(|_| ())).await;
     answer.map_err(|_| ApiError::Busy)??;
-    Ok(plain("ready\n"))
+    match &site.ledger {
+        Ok(ledger) => ready_ledger(ledger).await,
+        // What is elsewhere says so itself; workers are served while it is away.
+        Err(_) => Ok(plain("ready\n")),
+    }
 }
 
-pub(super) fn metrics(site: &Site) -> Response {
-    plain(site.hub.metrics(site.clock.now()))
+/// Whether a ledger answers, and could write when it last tried.
+pub(super) async fn ready_ledger(ledger: &LedgerSite) -> Result<Response, ApiError> {
+    let ready = tokio::time::timeout(READY_WITHIN, ledger.is_ready()).await;
+    if ready.map_err(|_| ApiError::Busy)?? { Ok(plain("ready\n")) } else { Err(ApiError::Busy) }
+}
+
+pub(super) async fn metrics(front: &Front, ledger: Option<&LedgerSite>) -> Result<Response, ApiError> {
+    if let Some(ledger) = ledger {
+        // Where the ledger does not answer, its numbers are those of the last time.
+        let _ = tokio::time::timeout(READY_WITHIN, ledger.measure(&front.hub)).await;
+    }
+    Ok(plain(front.hub.metrics(front.clock.now())))
 }
 
 pub(super) async fn hello(site: &Site) -> Result<Response, ApiError> {
     let run = site.look(|state| state.spec().id()).await?;
-    Ok(json(&Hello {
-        session: site.gate.session(),
-        time: site.clock.now(),
+    Ok(hello_to(site, Some(run), site.admission.rule().name()))
+}
+
+pub(super) fn hello_to(front: &Front, run: Option<RunId>, admission: &str) -> Response {
+    json(&Hello {
+        session: front.gate.session(),
+        time: front.clock.now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         run,
-        admission: site.admission.rule().name().to_owned(),
-    }))
+        admission: admission.to_owned(),
+    })
 }
 
 pub(super) async fn status(site: &Site) -> Result<Response, ApiError> {
@@ -68,7 +87,7 @@ pub(super) async fn status(site: &Site) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn audits(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
-    let round = if asked.query.is_empty() { None } else { Some(asked.number("round")?) };
+    let round = asked.parameter::<u64>("round")?;
     let round = round.map(|round| u32::try_from(round).map_or(Round(limits::ROUNDS_MAX), Round));
     let audits = site.look(move |state| {
         let round = round.unwrap_or_else(|| Round(state.round().0.saturating_sub(1)));

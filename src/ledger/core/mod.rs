@@ -9,6 +9,7 @@ mod spend;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use super::merkle::Frontier;
 use super::refusals::{Refusal, Refusals};
@@ -158,7 +159,10 @@ impl Ledger {
             },
             Request::Accounts => Answer::Accounts(self.book.accounts().collect()),
             Request::Wallet(key) => Answer::Wallet(self.standing(*key)),
-            Request::Offers => Answer::Offers(self.index.offers.iter().map(|(id, offer)| (*id, *offer)).collect()),
+            Request::Offers { after, most } => {
+                let later = self.index.offers.range((Bound::Excluded(*after), Bound::Unbounded));
+                Answer::Offers(later.take(*most).map(|(id, offer)| (*id, *offer)).collect())
+            }
         };
         Ok(self.unchanged(answer))
     }

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 use crate::ledger::{
     Account, BookError, CheckedOrder, Entry, OrderError, Posts, Purpose, StoreError, Totals, TransferId,
 };
@@ -54,7 +56,12 @@ pub enum Request {
     /// "How does this key stand?"
     Wallet(PublicKey),
     /// "What is offered?"
-    Offers,
+    Offers {
+        /// Offers with ids above this one.
+        after: TransferId,
+        /// No more than so many.
+        most: usize,
+    },
 }
 
 /// What a ledger answers.
@@ -95,7 +102,7 @@ pub enum Answer {
     Accounts(Vec<(Account, Posts)>),
     /// How a key stands.
     Wallet(Standing),
-    /// Every open offer, in the order of their ids.
+    /// Open offers, in the order of their ids.
     Offers(Vec<(TransferId, Offer)>),
     /// No, and nothing has changed.
     Refused {
@@ -107,7 +114,7 @@ pub enum Answer {
 }
 
 /// What false work has cost whoever did it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forfeited {
     /// The name of what was found: [`Verdict::finding`](crate::protocol::Verdict::finding).
     pub finding: Digest,
@@ -251,7 +258,7 @@ impl Request {
     /// Whether it can change nothing.
     #[must_use]
     pub fn only_reads(&self) -> bool {
-        matches!(self, Self::Totals | Self::Accounts | Self::Wallet(_) | Self::Offers)
+        matches!(self, Self::Totals | Self::Accounts | Self::Wallet(_) | Self::Offers { .. })
     }
 }
 

@@ -443,8 +443,12 @@ fn an_offer_is_held_until_it_is_let_go_given_back_or_over() {
     let (open, _) = make(&mut ledger, &mut store, None);
     let (accepted, n) = make(&mut ledger, &mut store, None);
     ask(&mut ledger, &mut store, &order(other, n + 1, Action::Accept { offer: accepted })).unwrap();
-    let Ok(Answer::Offers(offers)) = ask(&mut ledger, &mut store, &Request::Offers) else { panic!() };
-    assert_eq!(offers.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [open, accepted]);
+    let mut listed = |after, most| match ask(&mut ledger, &mut store, &Request::Offers { after, most }) {
+        Ok(Answer::Offers(offers)) => offers.into_iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(listed(TransferId::new(0), 10), [open, accepted]);
+    assert_eq!((listed(TransferId::new(0), 1), listed(open, 1)), (vec![open], vec![accepted]));
     ledger = Ledger::open(rich_config(), &mut store).unwrap();
     assert_eq!(ledger.next_due(), Some(Time(NOW.0 + 10_000)));
     let tick = |ledger: &mut Ledger, store: &mut MemoryJournal, at| {
