@@ -15,7 +15,7 @@ use super::run::{self, Ended, OnStop, RunOptions};
 use crate::coordinator::Inspect;
 use crate::http::{Admission, AdmissionRule, Desk, Hub, Server, ServerConfig, ServerLimits, ServerParts, TlsFiles};
 use crate::protocol::{PublicKey, limits};
-use crate::runtime::{Clock, Executor, Stopwatch, SystemClock, Threads};
+use crate::runtime::{Clock, Executor, Stopwatch, SystemClock, Threads, raise_open_files};
 use crate::store::Blobs;
 use crate::training::Manifest;
 
@@ -81,6 +81,8 @@ impl From<AdmissionName> for AdmissionRule {
 
 pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     let options = &args.options;
+    // Each worker has a connection or two.
+    raise_open_files();
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
     let run = options.open(args.tasks.unwrap_or(4), 0)?;
