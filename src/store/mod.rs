@@ -14,7 +14,7 @@ mod results;
 mod sqlite;
 mod state_dir;
 
-pub use blobs::{BlobError, Blobs, FolderBlobs, MemoryBlobs};
+pub use blobs::{Archive, BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use group::GroupCommit;
 pub use key_file::{KeyFile, KeyFileError, LockedKey};
