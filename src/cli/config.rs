@@ -150,9 +150,9 @@ pub(super) fn read(
     }
     let mut all = arguments.to_vec();
     if let Some((name, matches)) = named
-        && let Some(place) = arguments.iter().position(|argument| argument == name)
+        && let Some(place) = arguments.windows(2).position(|pair| pair[0] != "--config" && pair[1] == name)
     {
-        let place = if matches.subcommand().is_some() { all.len() } else { place + 1 };
+        let place = if matches.subcommand().is_some() { all.len() } else { place + 2 };
         all.splice(place..place, added);
     }
     let parsed = command.try_get_matches_from(all).and_then(|matches| Args::from_arg_matches(&matches));
@@ -333,7 +333,7 @@ fn table(root: &clap::Command, path: &Path, text: &str) -> Result<toml::Table, C
             return Err(ConfigError::UnknownTable { path: path(), table: name.clone(), nearest });
         };
         let known = || settable(command).filter_map(clap::Arg::get_long);
-        for key in keys.keys().filter(|key| !known().any(|known| known == *key)) {
+        if let Some(key) = keys.keys().find(|key| !known().any(|known| known == *key)) {
             let (command, nearest) = (name.clone(), nearest(key, known()));
             return Err(ConfigError::UnknownKey { path: path(), command, key: key.clone(), nearest });
         }
@@ -351,27 +351,27 @@ pub(super) fn run(args: &ConfigArgs, settings: &Settings) -> Result<(), Failure>
     let mut root = Args::command();
     root.build();
     let mut shown = serde_json::Map::new();
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for name in COMMANDS.into_iter().filter(|name| only.as_deref().is_none_or(|only| only == *name)) {
         let Some(command) = root.find_subcommand(name) else { continue };
         let all = settings.of(command).map_err(|error| Failure::Usage(error.into()))?;
         let mut table = serde_json::Map::new();
-        text += &format!("[{name}]\n");
+        lines.push(format!("[{name}]"));
         for setting in all.iter().filter(|setting| setting.is_set()) {
             let value = setting.value();
             // What JSON writes for texts, numbers, truths and lists of texts is TOML too.
-            text += &format!("{} = {value}", setting.key);
-            text += &if *origin { format!("  # {}\n", setting.origin) } else { "\n".to_owned() };
+            let comment = if *origin { format!("  # {}", setting.origin) } else { String::new() };
+            lines.push(format!("{} = {value}{comment}", setting.key));
             let origin = setting.origin.to_string();
             table.insert(setting.key.clone(), json!({ "value": value, "origin": origin }));
         }
-        text += "\n";
+        lines.push(String::new());
         shown.insert(name.to_owned(), table.into());
     }
     if *json {
         println!("{}", json!({ "file": settings.file(), "commands": shown }));
     } else {
-        print!("{}", text.trim_end().to_owned() + "\n");
+        println!("{}", lines.join("\n").trim_end());
     }
     Ok(())
 }
@@ -463,6 +463,70 @@ mod tests {
             let no = |setting: &Setting| setting.kind == Kind::Switch && setting.values != ["true"];
             assert!(before.values == after.values || (no(before) && no(after)), "{before:?} {after:?}");
         }
+    }
+
+    #[test]
+    fn no_file_brings_the_reader_down() {
+        let mut root = Args::command();
+        root.build();
+        let root = std::panic::AssertUnwindSafe(root);
+        let path = PathBuf::from("hydra.toml");
+        let good = b"[worker]\ncpus = 2\nidle-only = true\n[coordinator]\ndata = ['a', 'b']\nlr = 1e-3\n";
+        bolero::check!().with_iterations(2000).for_each(|input: &[u8]| {
+            let mut altered = good.to_vec();
+            for change in input.chunks_exact(2).take(4) {
+                let at = usize::from(change[0]) % altered.len();
+                altered[at] = change[1];
+            }
+            for text in [String::from_utf8_lossy(input), String::from_utf8_lossy(&altered)] {
+                let Ok(tables) = table(&root, &path, &text) else { continue };
+                let settings = Settings { file: Some((path.clone(), tables)), environment: BTreeMap::new() };
+                for name in COMMANDS {
+                    let _ = settings.of(root.find_subcommand(name).unwrap());
+                }
+            }
+        });
+    }
+
+    /// The table of the book's chapter, from the commands themselves.
+    fn reference() -> String {
+        let mut root = Args::command();
+        root.build();
+        let mut lines = Vec::new();
+        for name in COMMANDS {
+            let command = root.find_subcommand(name).unwrap();
+            lines.push(format!("\n## `[{name}]`\n\n| key | value | what it does |\n| --- | --- | --- |"));
+            for arg in settable(command) {
+                let names = arg.get_value_names().map_or_else(String::new, |names| names.join(" "));
+                let value = match kind(arg) {
+                    Kind::Switch => "true or false".to_owned(),
+                    Kind::Single => names,
+                    Kind::List => format!("list of {names}"),
+                };
+                let default: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+                let default = match kind(arg) {
+                    Kind::Single if !default.is_empty() => format!(" [default: {}]", default.join(" ")),
+                    _ => String::new(),
+                };
+                let help = arg.get_help().map_or_else(String::new, ToString::to_string).replace('|', "\\|");
+                lines.push(format!("| `{}` | {value} | {help}{default} |", arg.get_long().unwrap()));
+            }
+        }
+        lines.join("\n") + "\n"
+    }
+
+    /// `HYDRA_TEST_WRITE=1 cargo test the_book` writes the chapter anew.
+    #[test]
+    fn the_book_tells_of_every_key() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/src/configuration.md");
+        let chapter = fs::read_to_string(&path).unwrap();
+        let (begin, _) = chapter.split_once("\n## `[").unwrap();
+        let right = format!("{begin}{}", reference());
+        if std::env::var_os("HYDRA_TEST_WRITE").is_some() {
+            return fs::write(&path, &right).unwrap();
+        }
+        let same = chapter == right;
+        assert!(same, "the chapter on the configuration is old; HYDRA_TEST_WRITE=1 cargo test the_book writes it anew");
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::runtime::Clock;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Args {
-    /// The configuration file [default: hydra.toml here, or else in the state directory]
+    /// Configuration of up, coordinator, worker, verifier [default: hydra.toml here, or else in the state directory]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]

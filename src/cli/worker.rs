@@ -76,7 +76,7 @@ fn memory_size(text: &str) -> Result<u64, String> {
     };
     let number: f64 = number.trim().parse().map_err(|_| format!("{number:?} is not a number"))?;
     let bytes = number * unit as f64;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err("that is no size".to_owned()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("that is no size".to_owned()) }
 }
 
 /// What the command hears while its worker works.

@@ -19,13 +19,14 @@ pub fn free_disk(path: &Path) -> Option<u64> {
 
 /// Lets this process have as many files and connections open as the system grants it at most, and says how many those
 /// are. Shells start programs with far fewer. Known on Unix systems.
+#[expect(clippy::must_use_candidate, reason = "it is called for what it does")]
 pub fn raise_open_files() -> Option<u64> {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let limit = getrlimit(Resource::Nofile);
         // Where this is refused, as on macOS for some values, what was granted before is what there is.
-        let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit.clone() });
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
         if raised.is_ok() { limit.maximum } else { limit.current }
     }
     #[cfg(not(unix))]
