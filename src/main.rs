@@ -1,9 +1,9 @@
 //! The `hydra` command: parse, run, report.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    hydra::cli::run(hydra::cli::Args::parse())
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    hydra::cli::run(&arguments)
 }

@@ -373,6 +373,46 @@ fn floods_cost_little_and_stop_nothing() {
 }
 
 #[test]
+fn ten_thousand_connections_cost_little_and_stop_nobody() {
+    const CONNECTIONS: u64 = 10_000;
+    let granted = hydra::runtime::raise_open_files();
+    if granted.is_some_and(|granted| granted < CONNECTIONS + 200) {
+        println!("left out: the system grants {granted:?} open files");
+        return;
+    }
+    let site = Site::new(&[]);
+    let (before, _) = site.memory();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let streams = runtime.block_on(async {
+        let mut streams = Vec::new();
+        for number in 0..CONNECTIONS {
+            // As from so many households: each address has a bound of its own.
+            let address = SocketAddr::from(([127, 0, 1, u8::try_from(number % 250).unwrap() + 1], 0));
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(address).unwrap();
+            let stream = socket.connect(site.address).await.unwrap();
+            stream.writable().await.unwrap();
+            stream.try_write(b"GET /healthz HTTP/1.1\r\nhost: ").unwrap();
+            streams.push(stream);
+        }
+        streams
+    });
+    let watch = hydra::runtime::Stopwatch::start();
+    assert!(site.is_well());
+    let answered = watch.elapsed();
+    // Nothing to read is what a connection looks like that is open and was not answered.
+    let open = |stream: &&tokio::net::TcpStream| matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+    assert_eq!(streams.iter().filter(open).count() as u64, CONNECTIONS, "none was turned away");
+    let (_, peak) = site.memory();
+    let each = (peak - before) / (CONNECTIONS / 1000);
+    println!("peak {peak} KiB, {before} KiB before: {each} bytes a connection; a request took {answered:?}");
+    assert!(peak < before + CONNECTIONS * 64, "memory grew from {before} to {peak} KiB");
+    assert!(answered < Duration::from_secs(5), "{answered:?}");
+    drop(streams);
+    common::wait_for(|| site.is_well());
+}
+
+#[test]
 fn only_the_admitted_take_part() {
     let admin = key(9);
     let admin_key = admin.public().to_string();

@@ -101,7 +101,8 @@ fn only_actors_their_wiring_and_the_command_line_know_actix_and_tokio() {
 
 #[test]
 fn only_one_place_knows_http() {
-    let libraries = ["warp", "hyper", "hyper_util", "hyper_rustls", "http_body_util", "rustls", "tokio_rustls"];
+    let libraries =
+        ["warp", "hyper", "hyper_util", "hyper_rustls", "http_body_util", "rustls", "tokio_rustls", "object_store"];
     only_in(&["src/http/"], &libraries);
 }
 

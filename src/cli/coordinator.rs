@@ -22,7 +22,7 @@ use crate::http::{
 };
 use crate::ledger::{Ask, LedgerConfig};
 use crate::protocol::{Auditors, PublicKey, Seed, limits};
-use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch, entropy};
+use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch, entropy, raise_open_files};
 use crate::store::{Archive, Blobs, LedgerStore, StateDir};
 use crate::swarm::Judge;
 use crate::training::Manifest;
@@ -194,6 +194,8 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
         return show_keys(args);
     }
     let options = &args.options;
+    // Each worker has a connection or two.
+    raise_open_files();
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
     let run = options.open(args.tasks.unwrap_or(4), 0, args.audits.unwrap_or(AuditsName::Verifiers).into())?;

@@ -201,7 +201,7 @@ pub(super) fn fits(
     workers: u32,
 ) -> Result<(), Failure> {
     let need = Need::of(&recipe.model, optimizer, device);
-    let fits = need.check(recipe.batch.into(), recipe.model.context.into(), workers.into(), device);
+    let fits = need.check(recipe.batch.into(), recipe.model.context.into(), workers.into(), device, None);
     fits.map_err(|error| Failure::Usage(anyhow::Error::new(error).context("this machine has too little memory")))
 }
 

@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand, and the one place where errors become words for people.
 
+mod config;
 mod coordinator;
 mod device;
+mod doctor;
 mod generate;
 mod ledger;
 mod owner;
@@ -17,6 +19,7 @@ mod verifier;
 mod wallet;
 mod worker;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,7 +35,10 @@ use crate::runtime::Clock;
 /// Trains one neural network on many computers, and pays for it.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
-pub struct Args {
+struct Args {
+    /// Configuration of up, coordinator, worker, verifier [default: hydra.toml here, or else in the state directory]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -43,6 +49,7 @@ Examples:
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
   hydra device bench                           how fast this machine trains
+  hydra doctor --coordinator http://host:7700  whether this machine can take part, and what to do if not
   hydra ledger verify                          replay every transfer of the ledger and check it
   hydra wallet send KEY 2.5 --wallet worker-1  send what a worker has earned
   hydra ledger serve --help                    the ledger as a process of its own
@@ -58,6 +65,8 @@ enum Command {
     Verdicts(verdicts::VerdictsArgs),
     Generate(generate::GenerateArgs),
     Device(device::DeviceArgs),
+    Config(config::ConfigArgs),
+    Doctor(doctor::DoctorArgs),
     Ledger(ledger::LedgerArgs),
     Wallet(wallet::WalletArgs),
 }
@@ -77,10 +86,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Runs a command; prints one report when it fails.
+/// Runs the command that `arguments` ask for, the program's own name first; prints one report when it fails.
 #[must_use]
-pub fn run(args: Args) -> ExitCode {
+pub fn run(arguments: &[OsString]) -> ExitCode {
     end_on_panic();
+    let (args, settings) = match config::read(arguments, std::env::vars_os()) {
+        Ok(read) => read,
+        Err(code) => return ExitCode::from(code),
+    };
     let result = match args.command {
         Command::Up(args) => up::run(&args),
         Command::Coordinator(args) => coordinator::run(&args),
@@ -89,6 +102,8 @@ pub fn run(args: Args) -> ExitCode {
         Command::Verdicts(args) => verdicts::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Device(args) => device::run(&args),
+        Command::Config(args) => config::run(&args, &settings),
+        Command::Doctor(args) => doctor::run(&args, &settings),
         Command::Ledger(args) => ledger::run(&args),
         Command::Wallet(args) => wallet::run(&args),
     };

@@ -58,8 +58,10 @@ pub(super) struct WorkerStatus {
     pub of_steps: u64,
     /// Results that the coordinator has received since this worker started.
     pub handed_in: u64,
-    /// What last went wrong, while it is still wrong.
+    /// What last went wrong between it and the coordinator, while it is still wrong.
     pub trouble: Option<String>,
+    /// Why its last task could not be done, until another is.
+    pub failed: Option<String>,
     /// Whether it ends after the task under way.
     pub finishing: bool,
 }
@@ -157,6 +159,7 @@ impl Owner {
             of_steps: 0,
             handed_in: 0,
             trouble: None,
+            failed: None,
             finishing: false,
         };
         Self {
@@ -245,13 +248,23 @@ impl Owner {
             WorkerReply::Committed(_) => "handing_in",
             WorkerReply::Received(task) if status.task == Some(*task) && status.state == "handing_in" => {
                 status.handed_in += 1;
-                status.task = None;
+                (status.task, status.failed) = (None, None);
                 "waiting"
             }
             WorkerReply::Wait { .. } | WorkerReply::Received(_) | WorkerReply::Refused { .. } => "waiting",
             WorkerReply::Finished => "finished",
         };
         state.clone_into(&mut status.state);
+    }
+
+    /// The task under way could not be done, and is given back.
+    pub fn failed(&self, why: &str) {
+        let mut status = lock(&self.status);
+        status.failed = Some(why.to_owned());
+        if status.state == "training" {
+            status.task = None;
+            "waiting".clone_into(&mut status.state);
+        }
     }
 
     pub fn trouble(&self, problem: String) {
@@ -267,6 +280,7 @@ impl Owner {
             "handing_in" => "its result goes to the coordinator",
             "finished" => "the run is over",
             "starting" => "it looks for the coordinator",
+            _ if status.failed.is_some() => "it gave its last task back, and asks again after a while",
             _ => "the coordinator has no task for it now",
         };
         why.clone_into(&mut status.why);
@@ -437,8 +451,8 @@ pub(super) fn control(state: &Path, control: &Control) -> Result<(), Failure> {
     if status.finishing {
         println!("  it ends after this task");
     }
-    if let Some(trouble) = status.trouble {
-        println!("  {trouble}");
+    for problem in [status.failed, status.trouble].into_iter().flatten() {
+        println!("  {problem}");
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use super::{Failure, cores, device, state_dir};
 use crate::compute::Compute;
 use crate::coordinator::{self, Coordinator, Record, State};
 use crate::data;
+use crate::http::Bucket;
 use crate::ledger::{Ask, Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
@@ -71,6 +72,9 @@ pub(super) struct RunOptions {
     /// Where the run lives [default: the platform's data directory]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Where models and payloads are kept besides the state directory: `s3://bucket/prefix` [default: nowhere else]
+    #[arg(long, value_name = "URL")]
+    blobs: Option<String>,
     /// What to compute on: a name from `hydra device list`; auto takes the fastest
     #[arg(long, default_value = "auto")]
     device: String,
@@ -209,7 +213,11 @@ impl RunOptions {
         }
         let database = StateDir::database(folder.path());
         let mut store = RunStore::new(Database::open(&database)?);
-        let blobs = Arc::new(FolderBlobs::open(&StateDir::blobs(folder.path()))?);
+        let blobs = FolderBlobs::open(&StateDir::blobs(folder.path()))?;
+        let blobs = Arc::new(match &self.blobs {
+            Some(url) => blobs.before(Box::new(Bucket::open(url)?)),
+            None => blobs,
+        });
         let compute = Arc::new(Compute::new(Arc::new(engine), Arc::clone(&blobs) as Arc<dyn Blobs>));
 
         let (spec, records) = match store.load()? {

@@ -37,6 +37,9 @@ pub(super) struct WorkerArgs {
     /// Percent of the time to compute; in between, the processor rests [default: 100]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     cpu_percent: Option<u8>,
+    /// Memory that training may use: 2GiB, 500MiB. Tasks that need more are given back [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    memory: Option<u64>,
     /// Compute only between these times of day, in UTC: 22:00-07:00
     #[arg(long, value_name = "FROM-UNTIL")]
     schedule: Option<Schedule>,
@@ -63,6 +66,19 @@ pub(super) struct WorkerArgs {
     device: String,
 }
 
+/// Bytes from a number and a binary unit.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[number.len()..] {
+        "MiB" | "M" => 1u64 << 20,
+        "GiB" | "G" => 1 << 30,
+        _ => return Err("a size looks like 2GiB or 500MiB".to_owned()),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| format!("{number:?} is not a number"))?;
+    let bytes = number * unit as f64;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("that is no size".to_owned()) }
+}
+
 /// What the command hears while its worker works.
 enum Heard {
     Note(Note),
@@ -76,10 +92,10 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
         Some(folder) => folder.clone(),
         None => super::state_dir(None)?.join("worker"),
     };
-    let Some(coordinator) = &args.coordinator else {
-        let control = args.control.as_ref().context("--coordinator is missing")?;
+    if let Some(control) = &args.control {
         return owner::control(&folder, control);
-    };
+    }
+    let coordinator = args.coordinator.as_ref().context("--coordinator is missing")?;
     let device = device(&args.device)?;
     let folder = StateDir::open(&folder)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -99,7 +115,10 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
         rate(args.up_kbps),
         rate(args.down_kbps),
     )?);
-    let compute = Arc::new(Compute::new(Arc::new(BurnEngine::new(device)), Arc::clone(&blobs) as Arc<dyn Blobs>));
+    let compute = Arc::new(Compute::new(
+        Arc::new(BurnEngine::new(device).within(args.memory)),
+        Arc::clone(&blobs) as Arc<dyn Blobs>,
+    ));
     let cores = args.cpus.map_or_else(super::cores, usize::from);
     let executor: Rc<dyn Executor> = Rc::new(Threads::new(cores, 1)?);
     let results = ResultFile::new(folder.path().join("result"));
@@ -118,10 +137,10 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
     let owner = Arc::new(Owner::new(allowance, client.key().public(), client.base()));
     let (watch, mut notes) = super::run::listen({
         let owner = Arc::clone(&owner);
-        move |note| {
-            if let Note::Step { .. } = note {
-                owner.after_step();
-            }
+        move |note| match note {
+            Note::Step { .. } => owner.after_step(),
+            Note::TaskFailed { error, .. } => owner.failed(error),
+            _ => {}
         }
     });
     let system = super::run::system();
@@ -233,5 +252,20 @@ async fn register(client: &Client, invite: Option<&str>) -> Result<(), Failure> 
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(limits::REGISTER_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_has_a_binary_unit() {
+        assert_eq!(memory_size("2GiB"), Ok(2 << 30));
+        assert_eq!(memory_size("1.5G"), Ok(3 << 29));
+        assert_eq!(memory_size("500MiB"), Ok(500 << 20));
+        for wrong in ["", "2", "2GB", "GiB", "-1G", "NaNG", "1e300G", "0M", "2 kilo"] {
+            assert!(memory_size(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -183,6 +183,25 @@ mod tests {
     }
 
     #[test]
+    fn no_header_brings_the_gate_down() {
+        let (gate, whole) = (gate(), authorization(&key(1), &call()).into_bytes());
+        bolero::check!().with_iterations(2000).for_each(|input: &[u8]| {
+            // As it is, after the scheme, and as a few altered bytes of a good one.
+            let mut altered = whole.clone();
+            for change in input.chunks_exact(2).take(4) {
+                let at = usize::from(change[0]) % altered.len();
+                altered[at] = change[1];
+            }
+            let text = String::from_utf8_lossy(input).into_owned();
+            for header in [text.clone(), format!("{SCHEME}{text}"), String::from_utf8_lossy(&altered).into_owned()] {
+                if let Ok(claim) = gate.claim(Some(&header), "POST", "/hydra/v1/lease", NOW) {
+                    assert_eq!(claim.caller(), key(1).public());
+                }
+            }
+        });
+    }
+
+    #[test]
     fn garbage_is_refused_and_nothing_else() {
         let gate = gate();
         let long = format!("Hydra {}", "A".repeat(100_000));

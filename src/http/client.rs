@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response, StatusCode, Uri, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -113,28 +113,7 @@ impl Client {
         if !plain || uri.host().is_none() {
             return Err(ClientError::Address(base));
         }
-        let mut roots = RootCertStore::empty();
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        if let Some(path) = authorities {
-            let wrong = |error| ClientError::Certificates { path: path.to_owned(), error };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(wrong)? {
-                roots.add(certificate.map_err(wrong)?)?;
-            }
-        }
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_WITHIN));
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .build(connector);
+        let http = connect(authorities)?;
         Ok(Self { base, key, clock, http, session: Mutex::new(None) })
     }
 
@@ -279,8 +258,40 @@ impl Client {
     }
 }
 
+/// A client of HTTP and HTTPS that trusts the well-known certificates and those in the file `authorities`.
+pub(super) fn connect<B>(
+    authorities: Option<&Path>,
+) -> Result<hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, B>, ClientError>
+where
+    B: Body + Send,
+    B::Data: Send,
+{
+    let mut roots = RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    if let Some(path) = authorities {
+        let wrong = |error| ClientError::Certificates { path: path.to_owned(), error };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(wrong)? {
+            roots.add(certificate.map_err(wrong)?)?;
+        }
+    }
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_WITHIN));
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+    Ok(hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .build(connector))
+}
+
 /// What went wrong first, which says more than what followed from it.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;

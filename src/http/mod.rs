@@ -3,11 +3,13 @@
 //! [`Server`] is what a coordinator process listens with; [`Client`] is how everybody else reaches it. [`Courier`] and
 //! [`JobCourier`] stand for the coordinator in a worker's and a verifier's process, [`RemoteBlobs`] for its blob store,
 //! so that the actors there are the ones of the in-process world. [`Desk`] stands for the verifiers in a coordinator's
-//! process, [`LedgerCourier`] for a ledger that is a process of its own. This is the only place that knows warp, hyper and rustls.
+//! process, [`LedgerCourier`] for a ledger that is a process of its own. [`Bucket`] keeps blobs in S3. This is the only
+//! place that knows warp, hyper and rustls.
 
 mod admission;
 pub mod api;
 mod auth;
+mod bucket;
 mod client;
 mod courier;
 mod desk;
@@ -21,6 +23,7 @@ mod server;
 mod uploads;
 
 pub use admission::{Admission, AdmissionError, AdmissionRule};
+pub use bucket::Bucket;
 pub use client::{Client, ClientError};
 pub use courier::{Courier, GiveUpJob, JobCourier, News};
 pub use desk::Desk;

@@ -18,13 +18,15 @@ pub struct BurnEngine {
     choice: DeviceChoice,
     device: Device,
     operations: Operations,
+    /// Bytes that training may use at most.
+    memory: Option<u64>,
 }
 
 impl BurnEngine {
     /// An engine on the device that `choice` stands for.
     #[must_use]
     pub fn new(choice: DeviceChoice) -> Self {
-        Self { choice, device: choice.open(), operations: choice.operations() }
+        Self { choice, device: choice.open(), operations: choice.operations(), memory: None }
     }
 
     /// The same in plain burn operations: several times slower on the processor, and an independent computation of the
@@ -32,6 +34,12 @@ impl BurnEngine {
     #[must_use]
     pub fn plain(choice: DeviceChoice) -> Self {
         Self { operations: Operations::Plain, ..Self::new(choice) }
+    }
+
+    /// The same, refusing whatever needs more bytes to train on.
+    #[must_use]
+    pub fn within(self, memory: Option<u64>) -> Self {
+        Self { memory, ..self }
     }
 }
 
@@ -84,6 +92,17 @@ fn gradients_of(weights: &[Tensor<1>], gradients: &mut Gradients) -> Result<Weig
     weights.iter().map(|weight| weight.grad_remove(gradients).ok_or_else(missing)).collect()
 }
 
+fn fits(
+    need: &Need,
+    sequences: u64,
+    context: u64,
+    device: DeviceChoice,
+    memory: Option<u64>,
+) -> Result<(), EngineError> {
+    let checked = need.check(sequences, context, 1, device, memory);
+    checked.map_err(|error| EngineError::Memory(error.to_string()))
+}
+
 fn finite(loss: f32) -> Result<f32, EngineError> {
     if loss.is_finite() { Ok(loss) } else { Err(EngineError::NotFinite("the loss")) }
 }
@@ -96,13 +115,17 @@ impl Engine for BurnEngine {
         optimizer: &InnerOptimizer,
     ) -> Result<Box<dyn Session>, EngineError> {
         self.choice.share_threads();
+        let need = Need::of(model, optimizer, self.choice);
+        // No batch is smaller; the first one is checked when it is known.
+        fits(&need, 1, model.context.into(), self.choice, self.memory)?;
         let weights = guarded(self.choice, || load(model, base, &self.device))?;
         let layout = Arc::clone(base.layout());
         let network = Network::new(model, self.operations);
         Ok(Box::new(BurnSession {
             choice: self.choice,
             model: *model,
-            need: Some(Need::of(model, optimizer, self.choice)),
+            need: Some(need),
+            memory: self.memory,
             optimizer: network.optimizer(model, optimizer),
             network,
             weights,
@@ -161,6 +184,7 @@ struct BurnSession {
     model: ModelSpec,
     /// Checked before the first step.
     need: Option<Need>,
+    memory: Option<u64>,
     layout: Arc<Layout>,
     network: Network,
     weights: Weights,
@@ -172,8 +196,7 @@ impl Session for BurnSession {
         let (inputs, targets) = split(batch, &self.model)?;
         if let Some(need) = self.need.take() {
             let (sequences, context) = (batch.sequences() as u64, batch.context as u64);
-            let fits = need.check(sequences, context, 1, self.choice);
-            fits.map_err(|error| EngineError::Memory(error.to_string()))?;
+            fits(&need, sequences, context, self.choice, self.memory)?;
         }
         // A failed step leaves no weights: whoever goes on after an error gets another.
         let weights = std::mem::take(&mut self.weights);

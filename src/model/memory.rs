@@ -18,7 +18,7 @@ pub struct Need {
 
 /// A batch for which there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("training on {sequences} sequences of {context} tokens needs about {} and {} are free; {}",
+#[error("training on {sequences} sequences of {context} tokens needs about {} and {} may be used; {}",
     Size(*.needed), Size(*.free), remedy(*.fitting))]
 pub struct TooLarge {
     /// Sequences in the batch.
@@ -27,7 +27,7 @@ pub struct TooLarge {
     pub context: u64,
     /// Bytes that it needs, all workers of this process together.
     pub needed: u64,
-    /// Bytes that there are.
+    /// Bytes that are free, or that it may use.
     pub free: u64,
     /// The largest batch that fits; 0 when none does.
     pub fitting: u64,
@@ -87,10 +87,18 @@ impl Need {
         Self { state: (6 * parameters + 8 * group + orthogonal) * NUMBER, sequence: context * (kept + once) * NUMBER }
     }
 
-    /// Refuses a batch of `sequences` that `workers` of this process cannot train on at the same time. Where the
-    /// system does not say how much memory is free, everything passes.
-    pub fn check(&self, sequences: u64, context: u64, workers: u64, device: DeviceChoice) -> Result<(), TooLarge> {
-        let free = if device.is_processor() { available() } else { None };
+    /// Refuses a batch of `sequences` that `workers` of this process cannot train on at the same time, in what is free
+    /// and in `allowed` bytes. Where the system does not say how much memory is free, that counts as enough, as the
+    /// memory of a GPU does.
+    pub fn check(
+        &self,
+        sequences: u64,
+        context: u64,
+        workers: u64,
+        device: DeviceChoice,
+        allowed: Option<u64>,
+    ) -> Result<(), TooLarge> {
+        let free = if device.is_processor() { [available(), allowed].into_iter().flatten().min() } else { None };
         let Some(free) = free else { return Ok(()) };
         let needed = self.bytes(sequences).saturating_mul(workers);
         if needed <= free {
@@ -146,14 +154,16 @@ mod tests {
     #[test]
     fn what_cannot_fit_is_refused_with_the_batch_that_would() {
         let need = Need { state: 1 << 20, sequence: 1 << 20 };
-        assert_eq!(need.check(1, 8, 1, DeviceChoice::NdArray), Ok(()));
+        assert_eq!(need.check(1, 8, 1, DeviceChoice::NdArray, None), Ok(()));
+        let error = need.check(9, 8, 1, DeviceChoice::NdArray, Some(4 << 20)).unwrap_err();
+        assert_eq!((error.free, error.fitting), (4 << 20, 3), "an owner may allow less than is free");
         let Some(free) = available() else { return };
-        let error = need.check(1 << 40, 8, 2, DeviceChoice::NdArray).unwrap_err();
+        let error = need.check(1 << 40, 8, 2, DeviceChoice::NdArray, None).unwrap_err();
         // Others use memory too while this runs.
         let expected = ((free / 2) >> 20) - 1;
         assert!(error.fitting.abs_diff(expected) < expected / 4 + 2, "{error:?}, {expected} expected");
         assert!(error.to_string().contains("would fit"), "{error}");
-        let error = Need { state: 1 << 60, sequence: 1 }.check(1, 8, 1, DeviceChoice::NdArray).unwrap_err();
+        let error = Need { state: 1 << 60, sequence: 1 }.check(1, 8, 1, DeviceChoice::NdArray, None).unwrap_err();
         assert!(error.fitting == 0 && error.to_string().contains("a smaller model"), "{error}");
     }
 
@@ -163,7 +173,7 @@ mod tests {
             crate::protocol::ModelSpec { layers: 256, width: 1 << 14, heads: 1, hidden: 1 << 16, context: 1 << 14 };
         let need = Need::of(&model, &InnerOptimizer::muon(), DeviceChoice::NdArray);
         assert_eq!(need.bytes(u64::MAX), u64::MAX);
-        assert!(need.check(u64::MAX, 1, u64::MAX, DeviceChoice::NdArray).is_err() || available().is_none());
+        assert!(need.check(u64::MAX, 1, u64::MAX, DeviceChoice::NdArray, None).is_err() || available().is_none());
     }
 
     #[test]

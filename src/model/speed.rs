@@ -61,7 +61,7 @@ pub fn measure(choice: DeviceChoice, recipe: &Recipe, optimizer: &InnerOptimizer
     let model = recipe.model;
     model.validate().map_err(|error| EngineError::Mismatch(error.to_string()))?;
     Need::of(&model, optimizer, choice)
-        .check(recipe.batch.into(), model.context.into(), 1, choice)
+        .check(recipe.batch.into(), model.context.into(), 1, choice, None)
         .map_err(|error| EngineError::Memory(error.to_string()))?;
     let context = model.context as usize;
     let tokens = (0..recipe.batch as usize * (context + 1)).map(|at| (at * at % 251) as u16).collect();

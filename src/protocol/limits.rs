@@ -306,3 +306,12 @@ pub const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 
 /// A command to a worker on its local socket: a word.
 pub const CONTROL_BYTES_MAX: u64 = 64;
+
+/// A configuration file: every option there is, some keys and comments fit into a few kilobytes.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Free space below which a state directory is as good as full: a small model, its payloads and the ledger's log.
+pub const DISK_FREE_MIN: u64 = 256 << 20;
+
+/// Free space below which it may soon be: some rounds of a model of a hundred million parameters.
+pub const DISK_FREE_GOOD: u64 = 4 << 30;

@@ -5,11 +5,13 @@
 mod clock;
 mod entropy;
 mod executor;
+mod machine;
 mod watch;
 
 pub use clock::{Clock, Stopwatch, SystemClock};
 pub use entropy::entropy;
 pub use executor::{Delivery, Executor, Threads, Work, WorkKind};
+pub use machine::{free_disk, raise_open_files};
 pub use watch::{Note, Watch};
 
 use std::time::Duration;

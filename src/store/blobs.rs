@@ -19,6 +19,12 @@ pub trait Blobs: Send + Sync {
     fn remove(&self, digest: &Digest) -> Result<(), BlobError>;
 }
 
+/// A store that a folder is a copy of.
+pub trait BlobArchive: Blobs + std::fmt::Debug {
+    /// Every blob in it.
+    fn list(&self) -> Result<BTreeSet<Digest>, BlobError>;
+}
+
 /// Why a blob was not kept or found.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -56,10 +62,13 @@ pub enum BlobError {
 ///
 /// A file appears under its name only when it is whole and on the disk: it is written beside, synced, renamed, and the
 /// folder is synced. What a crash leaves behind are files that end in `.part`, which opening the folder clears away.
+///
+/// With an archive behind it, every blob is kept there first, and what is missing here is brought from there.
 #[derive(Debug)]
 pub struct FolderBlobs {
     folder: PathBuf,
     parts: AtomicU64,
+    behind: Option<Box<dyn BlobArchive>>,
 }
 
 impl FolderBlobs {
@@ -73,17 +82,24 @@ impl FolderBlobs {
                 fs::remove_file(&path).map_err(|error| io_error(&path, error))?;
             }
         }
-        Ok(Self { folder: folder.to_owned(), parts: AtomicU64::new(0) })
+        Ok(Self::read_only(folder))
+    }
+
+    /// The same folder as a copy of `archive`, which outlives it.
+    #[must_use]
+    pub fn before(self, archive: Box<dyn BlobArchive>) -> Self {
+        Self { behind: Some(archive), ..self }
     }
 
     /// A folder that another process may be writing to: for reading only, nothing is made or cleared away.
     #[must_use]
     pub fn read_only(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), parts: AtomicU64::new(0) }
+        Self { folder: folder.to_owned(), parts: AtomicU64::new(0), behind: None }
     }
 
     /// Removes every blob that is not in `keep`: what a crash left between making a blob and recording it, or between
-    /// recording that it is not needed and removing it. Gives how many those were.
+    /// recording that it is not needed and removing it. Gives how many those were. An archive gets what it lacks of
+    /// `keep`, as one that the run had not from its beginning does.
     pub fn retain(&self, keep: &BTreeSet<Digest>) -> Result<u64, BlobError> {
         let mut removed = 0;
         for folder in fs::read_dir(&self.folder).map_err(|error| io_error(&self.folder, error))? {
@@ -102,12 +118,32 @@ impl FolderBlobs {
                 }
             }
         }
+        if let Some(archive) = &self.behind {
+            let there = archive.list()?;
+            for digest in there.difference(keep) {
+                archive.remove(digest)?;
+                removed += 1;
+            }
+            for digest in keep.difference(&there) {
+                archive.put(&self.get(digest)?)?;
+            }
+        }
         Ok(removed)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
         let name = digest.to_string();
         self.folder.join(&name[..2]).join(name)
+    }
+
+    /// The file of this blob, brought from the archive where it is missing.
+    pub fn fetch(&self, digest: &Digest) -> Result<PathBuf, BlobError> {
+        let path = self.path(digest);
+        match &self.behind {
+            Some(archive) if !path.exists() => self.write(&path, &archive.get(digest)?)?,
+            _ => {}
+        }
+        Ok(path)
     }
 
     /// Where a person finds the file of this blob.
@@ -125,6 +161,9 @@ impl FolderBlobs {
         hasher.update_reader(content).map_err(|error| io_error(file, error))?;
         if hasher.finalize().as_bytes() != digest.as_bytes() {
             return Err(BlobError::Damaged { path: file.to_owned() });
+        }
+        if let Some(archive) = &self.behind {
+            archive.put(&fs::read(file).map_err(|error| io_error(file, error))?)?;
         }
         let path = self.path(digest);
         let folder = path.parent().unwrap_or(&self.folder);
@@ -163,13 +202,17 @@ impl Blobs for FolderBlobs {
         let digest = Digest::of(bytes);
         let path = self.path(&digest);
         if !path.exists() {
+            // In this order: whatever is here is there.
+            if let Some(archive) = &self.behind {
+                archive.put(bytes)?;
+            }
             self.write(&path, bytes)?;
         }
         Ok(digest)
     }
 
     fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
-        let path = self.path(digest);
+        let path = self.fetch(digest)?;
         let size = match fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::Missing(*digest)),
@@ -184,7 +227,7 @@ impl Blobs for FolderBlobs {
         let path = self.path(digest);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path, error)),
-            _ => Ok(()),
+            _ => self.behind.as_ref().map_or(Ok(()), |archive| archive.remove(digest)),
         }
     }
 }
@@ -254,6 +297,58 @@ mod tests {
         let digest = blobs.put(b"some bytes").unwrap();
         fs::write(blobs.file(&digest), b"some bytez").unwrap();
         assert!(matches!(blobs.get(&digest), Err(BlobError::Damaged { .. })));
+    }
+
+    impl BlobArchive for MemoryBlobs {
+        fn list(&self) -> Result<BTreeSet<Digest>, BlobError> {
+            Ok(self.blobs.lock().unwrap().keys().copied().collect())
+        }
+    }
+
+    #[derive(Debug, Clone, Default)]
+    struct Shared(std::sync::Arc<MemoryBlobs>);
+
+    impl Blobs for Shared {
+        fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+            self.0.put(bytes)
+        }
+        fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
+            self.0.get(digest)
+        }
+        fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
+            self.0.remove(digest)
+        }
+    }
+
+    impl BlobArchive for Shared {
+        fn list(&self) -> Result<BTreeSet<Digest>, BlobError> {
+            self.0.list()
+        }
+    }
+
+    #[test]
+    fn an_archive_has_all_that_the_folder_has_and_fills_an_empty_one() {
+        let (folder, archive) = (tempfile::tempdir().unwrap(), Shared::default());
+        let before = FolderBlobs::open(folder.path()).unwrap();
+        let early = before.put(b"from before there was an archive").unwrap();
+        let blobs = before.before(Box::new(archive.clone()));
+        check_contract(&blobs);
+        let kept = blobs.put(b"kept").unwrap();
+        let upload = folder.path().join("upload");
+        fs::write(&upload, b"uploaded").unwrap();
+        let uploaded = Digest::of(b"uploaded");
+        blobs.adopt(&upload, &uploaded).unwrap();
+        assert_eq!(archive.list().unwrap(), [kept, uploaded].into());
+        let orphan = archive.put(b"nobody needs this").unwrap();
+        assert_eq!(blobs.retain(&[early, kept].into()).unwrap(), 3, "one here, it and the orphan there");
+        assert_eq!(archive.list().unwrap(), [early, kept].into());
+        assert!(archive.get(&orphan).is_err());
+
+        let empty = tempfile::tempdir().unwrap();
+        let blobs = FolderBlobs::open(empty.path()).unwrap().before(Box::new(archive.clone()));
+        assert_eq!(blobs.get(&kept).unwrap(), b"kept");
+        assert_eq!(fs::read(blobs.fetch(&early).unwrap()).unwrap(), b"from before there was an archive");
+        assert!(matches!(blobs.get(&orphan), Err(BlobError::Missing(_))));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod sqlite;
 mod state_dir;
 
 pub use archive::{Archive, Growth};
-pub use blobs::{BlobError, Blobs, FolderBlobs, MemoryBlobs};
+pub use blobs::{BlobArchive, BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use group::GroupCommit;
 pub use key_file::{KeyFile, KeyFileError, LockedKey};

@@ -100,6 +100,8 @@ pub struct Labour {
     tokens_per_second: u32,
     /// When the task under way began, and how many tokens it has.
     training_since: Option<(Time, u64)>,
+    /// Tasks in a row that could not be done.
+    failures: u32,
     /// When to try again, and how often that was.
     retry: Option<(Time, u32)>,
     /// Results that were found false, and that others were asked to judge again.
@@ -115,6 +117,7 @@ impl Labour {
             stage: Stage::Resting,
             tokens_per_second: 0,
             training_since: None,
+            failures: 0,
             retry: None,
             appealed: BTreeSet::new(),
             jitter: seed.derive("retry jitter", 0).rng(),
@@ -148,7 +151,10 @@ impl Labour {
             (Event::Trained { task, result }, Stage::Training(mine)) if task == mine => self.trained(now, task, result),
             (Event::TrainingFailed { task }, Stage::Training(mine)) if task == mine => {
                 let mut effects = vec![Effect::Send(WorkerRequest::GiveBack(task))];
-                effects.extend(self.rest(now, ANSWER_WITHIN));
+                // The tasks of a run are alike: if this machine cannot do one, it hardly can another.
+                let pause = ANSWER_WITHIN * 2u32.saturating_pow(self.failures.min(16));
+                self.failures += 1;
+                effects.extend(self.rest(now, pause.min(PAUSE_MAX)));
                 effects
             }
             (Event::Uploaded(digest), Stage::Uploading { submission, .. })
@@ -221,6 +227,7 @@ impl Labour {
     }
 
     fn trained(&mut self, now: Time, task: TaskId, result: Trained) -> Vec<Effect> {
+        self.failures = 0;
         let tokens = self.training_since.take().map_or(0, |(since, tokens)| {
             let milliseconds = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX).max(1);
             self.tokens_per_second = u32::try_from(tokens.saturating_mul(1000) / milliseconds).unwrap_or(u32::MAX);
@@ -324,6 +331,30 @@ mod tests {
 
     fn sent(effects: &[Effect]) -> Option<&WorkerRequest> {
         effects.iter().find_map(|effect| if let Effect::Send(request) = effect { Some(request) } else { None })
+    }
+
+    #[test]
+    fn a_worker_that_fails_again_and_again_asks_less_and_less_often() {
+        let mut labour = worker();
+        labour.step(Time(0), Event::Started);
+        let mut now = Time(0);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            let lease = Lease { task: task(), deadline: Time(99) };
+            labour.step(now, Event::Reply(WorkerReply::Leased(Box::new(lease))));
+            let effects = labour.step(now, Event::TrainingFailed { task: task().id() });
+            assert_eq!(sent(&effects), Some(&WorkerRequest::GiveBack(task().id())));
+            let Some(Effect::WakeAt(at)) = effects.last() else { panic!("{effects:?}") };
+            pauses.push(at.since(now));
+            now = *at;
+            labour.step(now, Event::Wake);
+        }
+        assert!(pauses[0] < ANSWER_WITHIN * 2 && pauses[11] >= PAUSE_MAX, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX * 3 / 2), "{pauses:?}");
+        let lease = Lease { task: task(), deadline: Time(99) };
+        labour.step(now, Event::Reply(WorkerReply::Leased(Box::new(lease))));
+        labour.step(now, Event::Trained { task: task().id(), result: result() });
+        assert_eq!(labour.failures, 0, "what works again is forgotten");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::request::{Asked, json};
 use crate::http::admission::AdmissionRule;
 use crate::http::error::ApiError;
 use crate::protocol::{Digest, PublicKey, limits};
+use crate::store::BlobError;
 
 /// Bytes read from a file at a time: enough to make a system call worth it, little enough for thousands of slow
 /// readers.
@@ -37,8 +38,12 @@ pub(super) async fn read(site: &Arc<Site>, asked: &mut Asked) -> Result<Response
     if !all && !is_public(site, digest).await? {
         return Err(ApiError::NoSuchBlob);
     }
-    let path = site.blobs.file(&digest);
+    let blobs = Arc::clone(&site.blobs);
     let opened = blocking(move || {
+        let path = blobs.fetch(&digest).map_err(|error| match error {
+            BlobError::Missing(_) => io::ErrorKind::NotFound.into(),
+            error => io::Error::other(error),
+        })?;
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         Ok((file, length))
