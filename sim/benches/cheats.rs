@@ -22,7 +22,7 @@ const CHEATS: [(&str, &str, f64); 20] = [
     ("half of the steps, stretched", "{ partial = 0.5 }", 0.5),
     ("all steps but one, stretched", "{ partial = 0.7 }", 0.84),
     ("old base model", "'stale'", 1.0),
-    ("copy of one of the group", "'copy'", 0.5),
+    ("one update for the whole group", "'copy'", 0.5),
     ("same update again and again", "'repeat'", 0.05),
     ("same payload again and again", "'replay'", 1.0),
     ("times 10", "{ scale = 10.0 }", 1.0),

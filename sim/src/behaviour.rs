@@ -32,7 +32,7 @@ pub enum Behaviour {
     Poison(u8),
     /// Hands in something that is not finite.
     NotFinite,
-    /// One of the group trains, the others hand in its update as their own.
+    /// The whole group hands in one update, made from a text of its own instead of what each was asked to train on.
     Copy,
     /// Does honest work this many times, then does one step and stretches it.
     Turncoat(u32),
@@ -62,11 +62,6 @@ impl Behaviour {
             _ => Arc::new(Cheat { honest, behaviour: self, kept: Arc::default(), tasks: AtomicU32::new(0) }),
         }
     }
-
-    /// Whether the workers of a group share what they keep.
-    pub(crate) fn is_shared(self) -> bool {
-        matches!(self, Self::Honest | Self::Copy)
-    }
 }
 
 /// What a cheat does to its messages, once they have left the worker as in production.
@@ -77,6 +72,9 @@ pub(crate) struct Tamper {
     /// The first payload that it committed to.
     pub first: Option<Digest>,
 }
+
+/// What those train on who hand in one update.
+const TEXT: &[u8] = b"All work and no play makes Jack a dull boy; the quick brown fox jumps over the lazy dog. ";
 
 /// More than any payload of the small models of simulations.
 const OVERSIZED: usize = 4 << 20;
@@ -154,13 +152,6 @@ impl Engine for Cheat {
         };
         let earlier = match behaviour {
             Behaviour::Stale => lock(&self.kept).base.replace(base.clone()),
-            Behaviour::Copy => {
-                let mut kept = lock(&self.kept);
-                if kept.base.as_ref() != Some(base) {
-                    *kept = Kept { base: Some(base.clone()), update: None };
-                }
-                None
-            }
             _ => None,
         };
         let start = earlier.unwrap_or_else(|| base.clone());
@@ -196,7 +187,7 @@ impl CheatSession {
                 self.steps == 0 || done(step + 1.0) > done(step)
             }
             Behaviour::FreeRider => self.steps == 0,
-            Behaviour::Repeat | Behaviour::Copy => lock(&self.kept).update.is_none(),
+            Behaviour::Repeat => lock(&self.kept).update.is_none(),
             _ => true,
         }
     }
@@ -206,6 +197,10 @@ impl CheatSession {
         match self.behaviour {
             Behaviour::WrongData => {
                 batch.tokens.iter_mut().for_each(|token| *token = (*token + 1) % u16::from(u8::MAX));
+            }
+            Behaviour::Copy => {
+                let text = TEXT.iter().cycle().skip(self.steps as usize);
+                batch.tokens.iter_mut().zip(text).for_each(|(token, byte)| *token = u16::from(*byte));
             }
             Behaviour::Poison(byte) => {
                 let was = batch.tokens.clone();
@@ -247,7 +242,7 @@ impl Session for CheatSession {
                 add_noise(&mut update, times, first.into());
             }
             Behaviour::Collude(times) => add_noise(&mut update, times, 0),
-            Behaviour::Repeat | Behaviour::Copy => {
+            Behaviour::Repeat => {
                 update = lock(&self.kept).update.get_or_insert(update).clone();
             }
             _ => {}

@@ -162,7 +162,7 @@ pub fn run(scenario: &Scenario, seed: u64, threads: usize) -> Result<Outcome, Si
         for _ in 0..group.count {
             // A cheat keeps things of its own; the honest share what they have read.
             let compute =
-                if group.behaviour.is_shared() { Arc::clone(&shared) } else { compute(group.behaviour, group.device) };
+                if group.behaviour.is_honest() { Arc::clone(&shared) } else { compute(group.behaviour, group.device) };
             let key = worker_key(&spec.seed, members.len());
             members.push(Member { key, compute, executor: machine(group.tokens_per_second) });
         }
