@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::{Stage, State};
+use super::slots::Stage;
+use super::state::State;
 use crate::protocol::{
     Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, RunSpec, Signed, Task, TaskId, Time, Verdict, is_drawn,
     limits,
@@ -281,11 +282,14 @@ impl State {
         if self.closed {
             return;
         }
-        for slot in &mut self.slots {
-            slot.leases.remove(&worker);
-            if slot.stage.worker() == Some(worker) {
-                slot.stage = Stage::Open;
-            }
+        let held: Vec<u32> = self.slots.held_by(&worker).map(|slot| slot.task.index).collect();
+        for index in held {
+            self.slots.change(index, |slot| {
+                slot.leases.remove(&worker);
+                if slot.stage.worker() == Some(worker) {
+                    slot.stage = Stage::Open;
+                }
+            });
         }
     }
 

@@ -8,6 +8,7 @@ mod actor;
 mod audits;
 mod core;
 mod recheck;
+mod slots;
 mod state;
 
 pub use self::core::{Effect, Event, Report, Rounds};

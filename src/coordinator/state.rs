@@ -3,9 +3,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::audits::{Case, CaseId, Ending, Peer, RoundDraw, VerifierRecord};
+use super::slots::{Slots, Stage};
 use crate::protocol::{
-    Amount, Auditors, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, TaskId, Time,
-    limits,
+    Amount, Auditors, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, Time, limits,
 };
 use crate::verifier::checks::relative_norm;
 
@@ -181,9 +181,7 @@ pub struct State {
     /// When the round opened or was last extended.
     pub(super) opened: Time,
     pub(super) closed: bool,
-    pub(super) slots: Vec<Slot>,
-    /// Where in `slots` each task is.
-    places: BTreeMap<TaskId, usize>,
+    pub(super) slots: Slots,
     pub(super) commitments: u32,
     pub(super) unpaid: BTreeMap<Round, Vec<Signed>>,
     pub(super) lineage: Vec<BaseModel>,
@@ -232,50 +230,6 @@ pub struct WorkerRecord {
     pub banned: bool,
 }
 
-/// A task of the open round.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Slot {
-    pub task: Task,
-    pub id: TaskId,
-    pub leases: BTreeMap<PublicKey, Time>,
-    /// With the order in which they came, over all tasks of the round.
-    pub commitments: BTreeMap<PublicKey, (u32, Commitment)>,
-    /// Who is not to be lent this task again: rejected, or handed it back.
-    pub shut_out: BTreeSet<PublicKey>,
-    pub stage: Stage,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Stage {
-    /// Nobody has handed in a result.
-    Open,
-    /// A result waits for admission.
-    Submitted { worker: PublicKey, submission: Submission },
-    /// A result waits to be compared with the others.
-    Admitted { worker: PublicKey, payload: Digest, norm: f32 },
-    /// Done.
-    Accepted { worker: PublicKey, payload: Digest, norm: f32, verdict: Signed },
-}
-
-impl Stage {
-    pub fn worker(&self) -> Option<PublicKey> {
-        match self {
-            Self::Open => None,
-            Self::Submitted { worker, .. } | Self::Admitted { worker, .. } | Self::Accepted { worker, .. } => {
-                Some(*worker)
-            }
-        }
-    }
-
-    pub fn payload(&self) -> Option<Digest> {
-        match self {
-            Self::Open => None,
-            Self::Submitted { submission, .. } => Some(submission.commitment.payload),
-            Self::Admitted { payload, .. } | Self::Accepted { payload, .. } => Some(*payload),
-        }
-    }
-}
-
 impl State {
     /// The state of a run in which nothing has happened yet. The first record must open round 0.
     #[must_use]
@@ -286,8 +240,7 @@ impl State {
             momentum: None,
             opened: Time(0),
             closed: true,
-            slots: Vec::new(),
-            places: BTreeMap::new(),
+            slots: Slots::default(),
             commitments: 0,
             unpaid: BTreeMap::new(),
             lineage: Vec::new(),
@@ -343,7 +296,9 @@ impl State {
             }
             Record::Extended { at } => {
                 self.opened = *at;
-                self.slots.iter_mut().for_each(|slot| slot.shut_out.clear());
+                for index in 0..self.slots.len() {
+                    self.slots.change(index, |slot| slot.shut_out.clear());
+                }
             }
             Record::RoundClosed { at, secret, test } => self.close(*at, *secret, *test),
             Record::Opinion { verdict } => self.hear(verdict),
@@ -392,10 +347,10 @@ impl State {
     }
 
     fn apply_to_slot(&mut self, index: u32, record: &Record) {
-        let Some(slot) = self.slots.get_mut(index as usize) else { return };
-        match record {
+        let (workers, commitments) = (&mut self.workers, &mut self.commitments);
+        self.slots.change(index, |slot| match record {
             Record::Leased { worker, deadline, .. } => {
-                self.workers.entry(*worker).or_default();
+                workers.entry(*worker).or_default();
                 slot.leases.insert(*worker, *deadline);
             }
             Record::GivenBack { worker, .. } => {
@@ -403,8 +358,8 @@ impl State {
                 slot.shut_out.insert(*worker);
             }
             Record::Committed { worker, commitment, .. } => {
-                slot.commitments.insert(*worker, (self.commitments, *commitment));
-                self.commitments += 1;
+                slot.commitments.insert(*worker, (*commitments, *commitment));
+                *commitments += 1;
             }
             Record::Submitted { worker, submission, .. } => {
                 slot.stage = Stage::Submitted { worker: *worker, submission: submission.clone() };
@@ -421,7 +376,7 @@ impl State {
             }
             Record::Rejected { .. } => {
                 if let Some(worker) = slot.stage.worker() {
-                    let record = self.workers.entry(worker).or_default();
+                    let record = workers.entry(worker).or_default();
                     record.rejected += 1;
                     record.clean = 0;
                     slot.leases.remove(&worker);
@@ -430,7 +385,7 @@ impl State {
                 }
             }
             _ => {}
-        }
+        });
     }
 
     fn open(&mut self, round: Round, base: Digest, momentum: Option<Digest>, at: Time) {
@@ -441,25 +396,8 @@ impl State {
         self.opened = at;
         self.closed = false;
         self.commitments = 0;
-        self.slots = (0..self.spec.tasks_per_round)
-            .map(|index| {
-                let task = Task::of_round(&self.spec, round, index, base);
-                Slot {
-                    id: task.id(),
-                    task,
-                    leases: BTreeMap::new(),
-                    commitments: BTreeMap::new(),
-                    shut_out: BTreeSet::new(),
-                    stage: Stage::Open,
-                }
-            })
-            .collect();
-        self.places = self.slots.iter().enumerate().map(|(place, slot)| (slot.id, place)).collect();
-    }
-
-    /// The open round's task with this id.
-    pub(super) fn slot(&self, task: &TaskId) -> Option<&Slot> {
-        self.slots.get(*self.places.get(task)?)
+        let tasks = (0..self.spec.tasks_per_round).map(|index| Task::of_round(&self.spec, round, index, base));
+        self.slots = Slots::new(tasks);
     }
 
     fn close(&mut self, at: Time, secret: Option<Digest>, test: bool) {
@@ -486,11 +424,7 @@ impl State {
     }
 
     fn accepted_tokens(&self) -> u64 {
-        self.slots
-            .iter()
-            .filter(|slot| matches!(slot.stage, Stage::Accepted { .. }))
-            .map(|slot| slot.task.tokens())
-            .sum()
+        self.slots.counts().accepted as u64 * self.spec.tokens_per_task()
     }
 
     /// Whether the open round's work is done, and the next base model is being made.
@@ -502,17 +436,17 @@ impl State {
     /// Tasks of the open round: all, accepted, and lent to somebody whose lease has not run out at `now`.
     #[must_use]
     pub fn tasks(&self, now: Time) -> (u32, u32, u32) {
-        let count = |wanted: &dyn Fn(&&Slot) -> bool| self.slots.iter().filter(wanted).count() as u32;
-        let accepted = count(&|slot| matches!(slot.stage, Stage::Accepted { .. }));
-        let lent = |slot: &&Slot| slot.stage == Stage::Open && slot.leases.values().any(|deadline| *deadline > now);
-        (self.slots.len() as u32, accepted, count(&lent))
+        let counts = self.slots.counts();
+        let lent = counts.open - self.slots.free(now).count();
+        (self.slots.len(), counts.accepted as u32, lent as u32)
     }
 
     /// The task that `worker` has committed to this payload for, and whose payload is still wanted.
     #[must_use]
     pub fn committed(&self, worker: &PublicKey, payload: &Digest) -> Option<&Task> {
         let is = |commitment: &Commitment| commitment.payload == *payload;
-        let slot = self.slots.iter().find(|slot| slot.commitments.get(worker).is_some_and(|(_, made)| is(made)));
+        let slot =
+            self.slots.held_by(worker).find(|slot| slot.commitments.get(worker).is_some_and(|(_, made)| is(made)));
         let copy = self.cases.values().find(|case| {
             case.peers.get(worker).and_then(|peer| peer.commitment).is_some_and(|commitment| is(&commitment))
         });
@@ -588,6 +522,7 @@ impl State {
         assert_eq!(self.lineage.len(), self.round.0 as usize + usize::from(!self.slots.is_empty()), "lineage has gaps");
         assert!(self.unpaid.keys().all(|round| *round <= self.round), "a round is unpaid before it closed");
         assert!(self.recent_norms.len() <= limits::NORM_HISTORY);
+        self.slots.assert_invariants();
         for slot in &self.slots {
             if let (Some(worker), Some(payload)) = (slot.stage.worker(), slot.stage.payload()) {
                 let committed = slot.commitments.get(&worker).map(|(_, commitment)| commitment.payload);

@@ -28,6 +28,8 @@ pub mod path {
     pub const SUBMIT: &str = "/hydra/v1/submit";
     /// Gives a task back.
     pub const GIVE_BACK: &str = "/hydra/v1/give-back";
+    /// Renews a lease.
+    pub const HEARTBEAT: &str = "/hydra/v1/heartbeat";
     /// Appeals against a finding.
     pub const APPEAL: &str = "/hydra/v1/appeal";
     /// Blobs by digest.

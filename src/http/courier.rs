@@ -86,10 +86,22 @@ impl Handler<coordinator::Event<ReplyTo>> for Courier {
             WorkerRequest::Commit(_) => path::COMMIT,
             WorkerRequest::Submit(_) => path::SUBMIT,
             WorkerRequest::GiveBack(_) => path::GIVE_BACK,
+            WorkerRequest::Heartbeat(_) => path::HEARTBEAT,
             WorkerRequest::Appeal(_) => path::APPEAL,
         };
         self.carried += 1;
         let backoff = Backoff::new(&self.seed.derive("request", self.carried));
+        if let WorkerRequest::Heartbeat(_) = content {
+            // One that does not get through is too late the next time; another follows.
+            let client = Arc::clone(&self.client);
+            let beat = async move {
+                if let Ok(answer) = client.post(path, &request).await {
+                    reply(answer);
+                }
+            };
+            ctx.spawn(beat.into_actor(self));
+            return;
+        }
         let carry = carry(Arc::clone(&self.client), path, request, backoff, Arc::clone(&self.tell));
         let carry = async move { reply(carry.await) };
         if matches!(content, WorkerRequest::GiveBack(_) | WorkerRequest::Appeal(_)) {

@@ -17,6 +17,8 @@ pub enum WorkerRequest {
     Submit(Submission),
     /// "I cannot do this task; lend it to somebody else."
     GiveBack(TaskId),
+    /// "I am still at it." Renews the lease.
+    Heartbeat(TaskId),
     /// "You found my result for this task false, and I say that it is not."
     Appeal(TaskId),
 }

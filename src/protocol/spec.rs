@@ -273,7 +273,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { lease: Duration::from_mins(10), round: Duration::from_mins(30), appeal: Duration::from_hours(1) }
+        Self { lease: Duration::from_mins(3), round: Duration::from_mins(30), appeal: Duration::from_hours(1) }
     }
 }
 

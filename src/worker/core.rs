@@ -12,6 +12,8 @@ use crate::training::Trained;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The same for a request for work, which a coordinator may hold open for a while.
 const WORK_WITHIN: Duration = Duration::from_secs(30);
+/// The shortest time between two heartbeats.
+const BEAT_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_mins(2);
 
@@ -66,6 +68,8 @@ pub enum Effect {
     Keep(Finished),
     /// Let go of what was kept: it is handed in, or nobody wants it.
     LetGo,
+    /// Tell the coordinator that this task is still being worked on, if it is.
+    Heartbeat(TaskId),
     /// Put this payload into the blob store.
     Upload(Vec<u8>),
     /// Stop training as soon as possible.
@@ -102,6 +106,8 @@ pub struct Labour {
     training_since: Option<(Time, u64)>,
     /// Tasks in a row that could not be done.
     failures: u32,
+    /// When the lease under way is to be renewed, and how often.
+    beat: (Time, Duration),
     /// When to try again, and how often that was.
     retry: Option<(Time, u32)>,
     /// Results that were found false, and that others were asked to judge again.
@@ -117,6 +123,7 @@ impl Labour {
             stage: Stage::Resting,
             tokens_per_second: 0,
             training_since: None,
+            beat: (Time(0), BEAT_MIN),
             failures: 0,
             retry: None,
             appealed: BTreeSet::new(),
@@ -181,7 +188,10 @@ impl Labour {
                 self.training_since = Some((now, lease.task.tokens()));
                 self.retry = None;
                 self.stage = Stage::Training(lease.task.id());
-                vec![Effect::Train(Box::new(lease.task))]
+                // Two may get lost.
+                let every = (lease.deadline.since(now) / 3).max(BEAT_MIN);
+                self.beat = (now + every, every);
+                vec![Effect::Train(Box::new(lease.task)), Effect::WakeAt(self.beat.0)]
             }
             (WorkerReply::Wait { until }, Stage::Asking) => {
                 if until <= now {
@@ -204,6 +214,12 @@ impl Labour {
                 if task == submission.commitment.task =>
             {
                 self.enter(now, Stage::Uploading { submission, payload })
+            }
+            (WorkerReply::Refused { task: Some(task), .. }, Stage::Training(mine)) if task == mine => {
+                // Somebody was faster, or the round is over: what is left of the work would be for nothing.
+                let mut effects = vec![Effect::Cancel];
+                effects.extend(self.enter(now, Stage::Asking));
+                effects
             }
             (WorkerReply::Received(task), Stage::Submitting(submission)) if task == submission.commitment.task => {
                 let mut effects = vec![Effect::LetGo];
@@ -243,6 +259,16 @@ impl Labour {
 
     fn wake(&mut self, now: Time, stage: Stage) -> Vec<Effect> {
         match (stage, self.retry) {
+            (Stage::Training(task), _) => {
+                self.stage = Stage::Training(task);
+                let (at, every) = self.beat;
+                if now < at {
+                    // A wake for something that is over; the next beat has its own.
+                    return vec![];
+                }
+                self.beat.0 = now + every;
+                vec![Effect::Heartbeat(task), Effect::WakeAt(self.beat.0)]
+            }
             (Stage::Resting, Some((at, _))) if now >= at => self.enter(now, Stage::Asking),
             (stage, Some((at, tries))) if now >= at => {
                 self.stage = stage;
@@ -321,7 +347,7 @@ mod tests {
         labour.step(now, Event::Started);
         let lease = Lease { task: task(), deadline: Time(99) };
         let effects = labour.step(now, Event::Reply(WorkerReply::Leased(Box::new(lease))));
-        assert_eq!(effects, [Effect::Train(Box::new(task()))]);
+        assert_eq!(effects[0], Effect::Train(Box::new(task())));
         task().id()
     }
 
@@ -389,6 +415,23 @@ mod tests {
         }
         assert!(pauses[0] >= ANSWER_WITHIN && pauses[0] <= ANSWER_WITHIN * 3 / 2);
         assert!(pauses[5] > pauses[0] * 10 && pauses.iter().all(|pause| *pause <= PAUSE_MAX * 3 / 2));
+    }
+
+    #[test]
+    fn a_lease_is_renewed_while_the_task_is_being_done_and_one_that_is_over_is_let_go() {
+        let mut labour = worker();
+        labour.step(Time(0), Event::Started);
+        let lease = Lease { task: task(), deadline: Time(60_000) };
+        let effects = labour.step(Time(0), Event::Reply(WorkerReply::Leased(Box::new(lease))));
+        assert_eq!(effects[1], Effect::WakeAt(Time(20_000)));
+        assert_eq!(labour.step(Time(5_000), Event::Wake), [], "somebody else's wake");
+        let beat = [Effect::Heartbeat(task().id()), Effect::WakeAt(Time(40_000))];
+        assert_eq!(labour.step(Time(20_000), Event::Wake), beat);
+        assert_eq!(labour.step(Time(20_001), Event::Reply(WorkerReply::Received(task().id()))), []);
+        let refusal = WorkerReply::Refused { task: Some(task().id()), reason: RefusalReason::TaskNotOpen };
+        let effects = labour.step(Time(20_002), Event::Reply(refusal));
+        assert_eq!(effects[0], Effect::Cancel);
+        assert!(matches!(sent(&effects), Some(WorkerRequest::Lease { .. })));
     }
 
     #[test]

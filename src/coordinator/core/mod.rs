@@ -2,7 +2,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::coordinator::audits::{Case, CaseId, Ending, Next, Peer};
-use crate::coordinator::state::{Record, Slot, Stage, State};
+use crate::coordinator::slots::{Counts, Slot, Stage};
+use crate::coordinator::state::{Record, State};
 use crate::protocol::{
     Amount, Auditors, Commitment, Digest, EnvelopeError, Layer, Lease, Outcome, PublicKey, Reason, RefusalReason,
     Round, SecretChain, Seed, Signed, Submission, TaskId, Time, Verdict, WorkerReply, WorkerRequest, limits,
@@ -255,7 +256,7 @@ impl<R> Rounds<R> {
                 }
             }
             Event::FinishRound => {
-                let idle = !self.state.closed && self.state.slots.iter().all(|slot| slot.leases.is_empty());
+                let idle = !self.state.closed && !self.state.slots.is_anything_held();
                 let end = if idle { self.state.round } else { self.state.round.next() };
                 self.end = Some(self.end.map_or(end, |planned| planned.min(end)));
             }
@@ -363,6 +364,7 @@ impl<R> Rounds<R> {
             WorkerRequest::Commit(commitment) => (commitment.task, self.commit(worker, commitment)),
             WorkerRequest::Submit(submission) => (submission.commitment.task, self.submit(worker, submission)),
             WorkerRequest::GiveBack(task) => (task, self.give_back(worker, task)),
+            WorkerRequest::Heartbeat(task) => (task, self.heartbeat(now, worker, task)),
             WorkerRequest::Appeal(task) => (task, self.appeal(now, worker, task)),
         };
         let body = answer.unwrap_or_else(|reason| WorkerReply::Refused { task: Some(task), reason });
@@ -409,14 +411,13 @@ impl<R> Rounds<R> {
     }
 
     fn is_anything_free(&self, now: Time) -> bool {
-        let free = |slot: &Slot| slot.stage == Stage::Open && slot.leases.values().all(|deadline| *deadline <= now);
         let copies = self.state.asks_peers() && !self.state.cases.is_empty();
-        copies || (!self.state.closed && self.state.slots.iter().any(free))
+        copies || (!self.state.closed && self.state.slots.free(now).next().is_some())
     }
 
     fn holds(&self, now: Time, worker: &PublicKey) -> bool {
         let held = |slot: &Slot| slot.leases.get(worker).is_some_and(|deadline| *deadline > now);
-        !self.state.closed && self.state.slots.iter().any(held)
+        !self.state.closed && self.state.slots.held_by(worker).any(held)
     }
 
     /// The task that `worker` holds, or else the first that nobody does.
@@ -431,19 +432,14 @@ impl<R> Rounds<R> {
         if self.state.closed || self.finished_rounds() {
             return None;
         }
-        let mut free = None;
-        for slot in &self.state.slots {
-            if slot.stage != Stage::Open || slot.shut_out.contains(&worker) {
-                continue;
-            }
-            if let Some(deadline) = slot.leases.get(&worker).filter(|deadline| **deadline > now) {
-                return Some(Lease { task: slot.task.clone(), deadline: *deadline });
-            }
-            if free.is_none() && slot.leases.values().all(|deadline| *deadline <= now) {
-                free = Some(slot);
-            }
+        let held = self.state.slots.held_by(&worker).find_map(|slot| {
+            let deadline = slot.leases.get(&worker).filter(|deadline| slot.stage == Stage::Open && **deadline > now)?;
+            Some(Lease { task: slot.task.clone(), deadline: *deadline })
+        });
+        if held.is_some() {
+            return held;
         }
-        let free = free?;
+        let free = self.state.slots.free(now).find(|slot| !slot.shut_out.contains(&worker))?;
         let lease = Lease { task: free.task.clone(), deadline: now + self.state.spec.timing.lease };
         self.record(Record::Leased { index: lease.task.index, worker, deadline: lease.deadline });
         Some(lease)
@@ -457,7 +453,7 @@ impl<R> Rounds<R> {
         if self.state.closed {
             return Err(RefusalReason::TaskNotOpen);
         }
-        let slot = self.state.slot(&task).ok_or(RefusalReason::TaskNotOpen)?;
+        let slot = self.state.slots.of_task(&task).ok_or(RefusalReason::TaskNotOpen)?;
         if slot.shut_out.contains(&worker) {
             Err(RefusalReason::RejectedBefore)
         } else if slot.leases.contains_key(&worker) {
@@ -517,8 +513,29 @@ impl<R> Rounds<R> {
             None => {
                 let index = slot.task.index;
                 self.record(Record::Submitted { index, worker, submission });
-                self.judge_admission(index as usize);
+                self.judge_admission(index);
             }
+        }
+        Ok(WorkerReply::Received(task))
+    }
+
+    /// Renews a lease that nobody else has taken over. Whoever is at something that is over hears it.
+    fn heartbeat(&mut self, now: Time, worker: PublicKey, task: TaskId) -> Result<WorkerReply, RefusalReason> {
+        let deadline = now + self.state.spec.timing.lease;
+        if let Some((case, peer)) = self.copy_of(worker, task)? {
+            if peer.commitment.is_none() {
+                self.record(Record::PeerLeased { case, worker, deadline });
+            }
+            return Ok(WorkerReply::Received(task));
+        }
+        let slot = self.slot_of(worker, task)?;
+        if slot.stage != Stage::Open {
+            return Err(RefusalReason::AlreadySubmitted);
+        }
+        let others = slot.leases.iter().any(|(other, deadline)| *other != worker && *deadline > now);
+        if !others {
+            let index = slot.task.index;
+            self.record(Record::Leased { index, worker, deadline });
         }
         Ok(WorkerReply::Received(task))
     }
@@ -540,7 +557,7 @@ impl<R> Rounds<R> {
 
     // --- verdicts -------------------------------------------------------------------------------------------------
 
-    fn judge_admission(&mut self, index: usize) {
+    fn judge_admission(&mut self, index: u32) {
         let Some(slot) = self.state.slots.get(index) else { return };
         if let Stage::Submitted { worker, submission } = &slot.stage {
             let job = AdmissionJob { task: slot.task.clone(), worker: *worker, submission: submission.clone() };
@@ -600,7 +617,7 @@ impl<R> Rounds<R> {
         if self.state.closed {
             return;
         }
-        let Some(slot) = self.state.slot(&verdict.task) else { return };
+        let Some(slot) = self.state.slots.of_task(&verdict.task) else { return };
         if slot.stage.worker() != Some(verdict.worker) || slot.stage.payload() != Some(verdict.payload) {
             return;
         }
@@ -783,14 +800,10 @@ impl<R> Rounds<R> {
     /// Moves the open round on as far as it goes: compare what is admitted, close, or wait on.
     fn advance(&mut self, now: Time) {
         // The cheapest first: this runs for every event, and nearly always something is still being judged.
-        let submitted = |slot: &Slot| matches!(slot.stage, Stage::Submitted { .. });
-        if self.state.closed || self.judging || self.state.slots.iter().any(submitted) {
+        let Counts { open, submitted, admitted, accepted } = self.state.slots.counts();
+        if self.state.closed || self.judging || submitted > 0 {
             return;
         }
-        let count = |wanted: fn(&Stage) -> bool| self.state.slots.iter().filter(|slot| wanted(&slot.stage)).count();
-        let open = count(|stage| *stage == Stage::Open);
-        let admitted = count(|stage| matches!(stage, Stage::Admitted { .. }));
-        let accepted = count(|stage| matches!(stage, Stage::Accepted { .. }));
         let due = now >= self.deadline();
         let enough = accepted + admitted >= self.state.spec.quorum();
         if admitted > 0 && (open == 0 || (due && enough)) {
@@ -864,20 +877,14 @@ impl<R> Rounds<R> {
         if self.wake_at.is_some_and(|at| at > now && at <= soonest && at <= self.deadline()) {
             return;
         }
-        let leases = self
-            .state
-            .slots
-            .iter()
-            .filter(|slot| slot.stage == Stage::Open)
-            .flat_map(|slot| slot.leases.values().copied())
-            .filter(|deadline| *deadline > now);
+        let leases = self.state.slots.next_expiry(now).into_iter();
         // Once it is past, a verdict is waited for, or the next deadline.
         let round = (!self.state.closed && !self.finished_rounds()).then(|| self.deadline());
         let round = round.filter(|deadline| *deadline > now);
         let parked = self.parked.iter().map(|(.., until)| *until);
-        let submitted = |slot: &Slot| matches!(slot.stage, Stage::Submitted { .. });
+        let submitted = self.state.slots.counts().submitted > 0;
         let audits = !self.state.cases.is_empty() || !self.state.forfeits.is_empty();
-        let owed = self.judging || audits || !self.state.unpaid.is_empty() || self.state.slots.iter().any(submitted);
+        let owed = self.judging || audits || !self.state.unpaid.is_empty() || submitted;
         let again = owed.then(|| self.asked.max(now) + ASK_AGAIN);
         let next = leases.chain(round).chain(parked).chain(again).min();
         // Never far ahead, so that there is a plan that most events need not look beyond.

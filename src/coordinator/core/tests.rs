@@ -330,6 +330,28 @@ fn an_expired_lease_goes_to_another_and_the_first_to_hand_in_counts() {
 }
 
 #[test]
+fn a_heartbeat_renews_a_lease_until_somebody_else_has_it() {
+    let mut bench = Bench::new(1, None);
+    let task = bench.lease(1);
+    let lease = bench.rounds.state().spec().timing.lease;
+    for _ in 0..3 {
+        bench.now = bench.now + lease * 2 / 3;
+        assert_eq!(bench.ask(1, &WorkerRequest::Heartbeat(task.id())), Some(WorkerReply::Received(task.id())));
+        assert_eq!(bench.ask(2, &WorkerRequest::Lease { tokens_per_second: 0 }), None, "it is not free");
+    }
+    let stranger = bench.ask(2, &WorkerRequest::Heartbeat(task.id()));
+    let refused = |reason| Some(WorkerReply::Refused { task: Some(task.id()), reason });
+    assert_eq!(stranger, refused(RefusalReason::NotYourTask));
+    bench.now = bench.now + lease;
+    assert_eq!(bench.lease(2), task);
+    let before = bench.records.len();
+    assert_eq!(bench.ask(1, &WorkerRequest::Heartbeat(task.id())), Some(WorkerReply::Received(task.id())));
+    assert_eq!(bench.records.len(), before, "but it may still be first");
+    bench.hand_in(2, &task);
+    assert_eq!(bench.ask(1, &WorkerRequest::Heartbeat(task.id())), refused(RefusalReason::AlreadySubmitted));
+}
+
+#[test]
 fn nobody_can_hand_in_what_is_not_theirs_or_was_not_committed() {
     let mut bench = Bench::new(2, None);
     let task = bench.lease(1);

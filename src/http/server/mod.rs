@@ -476,9 +476,12 @@ impl Answering for Site {
             Endpoint::Audits => status::audits(site, asked).await,
             Endpoint::Events => status::events(site),
             Endpoint::Register => workers::register(site, asked).await,
-            Endpoint::Lease | Endpoint::Commit | Endpoint::Submit | Endpoint::Appeal | Endpoint::GiveBack => {
-                workers::ask(site, endpoint, asked).await
-            }
+            Endpoint::Lease
+            | Endpoint::Commit
+            | Endpoint::Submit
+            | Endpoint::Heartbeat
+            | Endpoint::Appeal
+            | Endpoint::GiveBack => workers::ask(site, endpoint, asked).await,
             Endpoint::ReadBlob => blobs::read(site, asked).await,
             Endpoint::UploadProgress => blobs::progress(site, asked).await,
             Endpoint::Upload => blobs::upload(site, asked).await,

@@ -44,6 +44,7 @@ pub(super) async fn ask(site: &Site, endpoint: Endpoint, asked: &mut Asked) -> R
         (Endpoint::Lease, WorkerRequest::Lease { .. })
             | (Endpoint::Commit, WorkerRequest::Commit(_))
             | (Endpoint::Submit, WorkerRequest::Submit(_))
+            | (Endpoint::Heartbeat, WorkerRequest::Heartbeat(_))
             | (Endpoint::Appeal, WorkerRequest::Appeal(_))
             | (Endpoint::GiveBack, WorkerRequest::GiveBack(_))
     );
