@@ -49,7 +49,8 @@ pub(crate) fn failures(scenario: &Scenario, done: u32, outcome: &Outcome) -> Vec
         && let Some((from, needed)) = slowest_recovery(outcome, done == scenario.job.rounds)
     {
         let took = if needed.is_finite() { format!("for {needed:.0} s") } else { "any more".to_owned() };
-        let failure = format!("after the fault that was over at {from:.0} s, no round closed {took}, not within {within} s");
+        let failure =
+            format!("after the fault that was over at {from:.0} s, no round closed {took}, not within {within} s");
         demand(needed <= within, failure);
     }
     let sum = |of: &dyn Fn(&WorkerOutcome) -> i64, honest: Option<bool>| {

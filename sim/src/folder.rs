@@ -99,8 +99,7 @@ pub fn events(outcome: &Outcome) -> String {
 /// The rounds of an outcome as a table: one line a round, counts from the beginning on.
 #[must_use]
 pub fn metrics(outcome: &Outcome) -> String {
-    let mut table =
-        String::from("round,closed_seconds,accepted,tokens,loss,workers_up,rejected,convicted,strikes\n");
+    let mut table = String::from("round,closed_seconds,accepted,tokens,loss,workers_up,rejected,convicted,strikes\n");
     for row in &outcome.rounds {
         let loss = row.loss.map(|loss| loss.to_string()).unwrap_or_default();
         table.push_str(&format!(
@@ -119,7 +118,12 @@ pub fn metrics(outcome: &Outcome) -> String {
 }
 
 /// Writes everything that there is to say about a run into `folder`, which is made.
-pub fn write(folder: &Path, mut played: Played, scenario: (&Scenario, &str), outcome: &Outcome) -> Result<(), FolderError> {
+pub fn write(
+    folder: &Path,
+    mut played: Played,
+    scenario: (&Scenario, &str),
+    outcome: &Outcome,
+) -> Result<(), FolderError> {
     let events = events(outcome);
     let (scenario, text) = scenario;
     played.scenario = Digest::of(text.as_bytes());
@@ -146,9 +150,9 @@ impl RunFolder {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|error| FolderError::Io { path, error })
         };
-        let damaged = |name: &str, problem: &str| FolderError::Damaged { path: folder.join(name), problem: problem.into() };
-        let played: Played =
-            serde_json::from_str(&get(RUN)?).map_err(|error| damaged(RUN, &error.to_string()))?;
+        let damaged =
+            |name: &str, problem: &str| FolderError::Damaged { path: folder.join(name), problem: problem.into() };
+        let played: Played = serde_json::from_str(&get(RUN)?).map_err(|error| damaged(RUN, &error.to_string()))?;
         let (text, events) = (get(SCENARIO)?, get(EVENTS)?);
         if Digest::of(text.as_bytes()) != played.scenario {
             return Err(damaged(SCENARIO, "its digest is not the one in run.json"));
@@ -162,6 +166,13 @@ impl RunFolder {
     /// The scenario.
     pub fn scenario(&self) -> Result<Scenario, FolderError> {
         Ok(Scenario::parse(&self.played.folder.join(&self.played.name), &self.text)?)
+    }
+
+    /// How long it took, virtual time.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        let last = self.events.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Duration::from_millis(last.and_then(|line| line["ms"].as_u64()).unwrap_or_default())
     }
 
     /// When it was told to end.

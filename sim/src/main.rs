@@ -272,7 +272,7 @@ fn short(digest: &Digest) -> String {
 fn print(scenario: &Scenario, outcome: &Outcome, took: Duration) {
     let (first, last) = (outcome.losses.first(), outcome.losses.last());
     if let (Some(first), Some(last)) = (first, last) {
-        println!("loss     {first:.4} to {last:.4} after {} rounds", outcome.rounds.len());
+        println!("loss     {first:.4} to {last:.4} after {} rounds", outcome.losses.len() - 1);
     }
     let faster = outcome.virtual_seconds / took.as_secs_f64().max(1e-9);
     println!(
@@ -433,7 +433,8 @@ fn shrink_run(path: &Path, plays: usize) -> anyhow::Result<bool> {
         bail!("the run in {} did not fail: there is nothing to keep while it shrinks", path.display());
     }
     let shrunk = shrink(&played.folder.join(&played.name), &folder.text, &played.failures, plays, |scenario| {
-        let simulation = Simulation::new(scenario);
+        // Smaller, it should not take longer; nothing is gained by waiting for what never ends.
+        let simulation = Simulation::new(scenario).patience((folder.took() * 3).max(Duration::from_mins(1)));
         let simulation = match folder.until() {
             Some(until) => simulation.until(until),
             None => simulation,
@@ -442,7 +443,12 @@ fn shrink_run(path: &Path, plays: usize) -> anyhow::Result<bool> {
     })?;
     let to = path.join("shrunk.toml");
     fs::write(&to, &shrunk.text)?;
-    println!("{} of {} lines left after {} plays", shrunk.text.lines().count(), folder.text.lines().count(), shrunk.plays);
+    println!(
+        "{} of {} lines left after {} plays",
+        shrunk.text.lines().count(),
+        folder.text.lines().count(),
+        shrunk.plays
+    );
     shrunk.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
     println!("again: cargo sim {} --seed {}", to.display(), played.seed);
     Ok(true)

@@ -197,8 +197,7 @@ pub(crate) fn outcome(scenario: &Scenario, seed: u64, played: Played) -> Outcome
         outcome.failures.extend(failures(scenario, state.round().0, &outcome));
     }
     outcome.passed = outcome.failures.is_empty();
-    let everything =
-        [outcome.log.join("\n").as_bytes(), outcome.model.as_bytes(), outcome.ledger.as_bytes()].concat();
+    let everything = [outcome.log.join("\n").as_bytes(), outcome.model.as_bytes(), outcome.ledger.as_bytes()].concat();
     outcome.state_hash = Digest::in_domain("hydra simulation v1", &everything);
     outcome
 }

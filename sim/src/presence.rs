@@ -65,7 +65,9 @@ impl Availability {
             return Ok(());
         }
         Err(match self {
-            Self::Diurnal(_) => "availability.diurnal: from_hour is from 0 to 24, hours and spread_hours together below 24",
+            Self::Diurnal(_) => {
+                "availability.diurnal: from_hour is from 0 to 24, hours and spread_hours together below 24"
+            }
             Self::Churn(_) => "availability.churn: up_seconds and down_seconds are at least 1",
             _ => "availability.between is a list of [from, to], in order and apart",
         })
@@ -97,9 +99,7 @@ impl Availability {
                     Some(change)
                 }))
             }
-            Self::Between(windows) => {
-                Box::new(windows.into_iter().flat_map(|[from, to]| [(from, true), (to, false)]))
-            }
+            Self::Between(windows) => Box::new(windows.into_iter().flat_map(|[from, to]| [(from, true), (to, false)])),
         }
     }
 }

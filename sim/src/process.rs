@@ -3,11 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context};
+use hydra::protocol::Digest;
 use hydra::runtime::{Delivery, Executor, Threads, Work, WorkKind};
+use hydra::store::{BlobError, Blobs, MemoryBlobs};
 use tokio::sync::oneshot;
 
 use crate::network::Standing;
@@ -83,10 +85,67 @@ impl<A: Actor<Context = Context<A>>> Process<A> {
     }
 }
 
+/// Work that runs on real threads.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    count: Mutex<usize>,
+    less: Condvar,
+}
+
+/// Counts a piece of work until it is dropped.
+struct Counted(Arc<UnderWay>);
+
+impl Counted {
+    fn new(work: &Arc<UnderWay>) -> Self {
+        *work.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(Arc::clone(work))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.less.notify_all();
+    }
+}
+
+impl UnderWay {
+    fn wait(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 {
+            count = self.less.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The blobs of a world. One is removed only when all work that runs on real threads is done: work that had begun before,
+/// in virtual time, finds it there, however busy the threads are.
+#[derive(Default)]
+pub(crate) struct WorldBlobs {
+    kept: MemoryBlobs,
+    pub work: Arc<UnderWay>,
+}
+
+impl Blobs for WorldBlobs {
+    fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+        self.kept.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
+        self.kept.get(digest)
+    }
+
+    fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
+        self.work.wait();
+        self.kept.remove(digest)
+    }
+}
+
 /// One machine: its work runs on real threads at once, but its result is seen after the time that the machine would
 /// have taken.
 pub(crate) struct Machine {
     threads: Rc<Threads>,
+    work: Arc<UnderWay>,
     standing: Arc<Standing>,
     tokens_per_second: u64,
     /// How long work takes that is no training.
@@ -103,13 +162,13 @@ pub(crate) struct Using {
 
 impl Machine {
     pub fn new(
-        threads: Rc<Threads>,
+        (threads, work): (Rc<Threads>, Arc<UnderWay>),
         standing: Arc<Standing>,
         tokens_per_second: u64,
         service: Duration,
         fetch: Duration,
     ) -> Self {
-        Self { threads, standing, tokens_per_second, service, fetch }
+        Self { threads, work, standing, tokens_per_second, service, fetch }
     }
 
     /// For a process that lives while `alive` says so: what it had begun is delivered to nobody when it is dead.
@@ -122,9 +181,12 @@ impl Executor for Using {
     fn run(&self, Work { kind, job }: Work) {
         let machine = &self.machine;
         let (send, receive) = mpsc::channel();
+        let counted = Counted::new(&machine.work);
         let job = Box::new(move || {
+            let done = job();
+            drop(counted);
             // Nobody receives any more when the world has ended.
-            let _ = send.send(job());
+            let _ = send.send(done);
             Box::new(|| ()) as Delivery
         });
         machine.threads.run(Work { kind, job });

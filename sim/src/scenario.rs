@@ -517,9 +517,8 @@ fn set(path: &Path, text: &str, changes: &[String]) -> Result<String, ScenarioEr
         let (key, value) = change.split_once('=').ok_or_else(|| wrong("write key=value"))?;
         // What is no TOML value is a text without its quotes.
         let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
-        let value = parsed
-            .and_then(|mut table| table.remove("value"))
-            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        let value =
+            parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
         let mut place = &mut root;
         for part in key.trim().split('.') {
             place = match place {

@@ -33,21 +33,11 @@ struct Descent {
 }
 
 impl Engine for Surrogate {
-    fn train(
-        &self,
-        model: &ModelSpec,
-        base: &Params,
-        _: &InnerOptimizer,
-    ) -> Result<Box<dyn Session>, EngineError> {
+    fn train(&self, model: &ModelSpec, base: &Params, _: &InnerOptimizer) -> Result<Box<dyn Session>, EngineError> {
         Ok(Box::new(Descent { params: base.clone(), optimum: Self::optimum(model) }))
     }
 
-    fn loss(
-        &self,
-        model: &ModelSpec,
-        params: &Params,
-        _: &mut dyn Iterator<Item = Batch>,
-    ) -> Result<f64, EngineError> {
+    fn loss(&self, model: &ModelSpec, params: &Params, _: &mut dyn Iterator<Item = Batch>) -> Result<f64, EngineError> {
         Ok(loss(params, &Self::optimum(model)))
     }
 }

@@ -14,7 +14,7 @@ use hydra::model::{BurnEngine, DeviceChoice};
 use hydra::protocol::wire::WireError;
 use hydra::protocol::{Keypair, Layer, PublicKey, Round, RunSpec, Seed, Time, below};
 use hydra::runtime::{Clock, Note, Threads, Watch};
-use hydra::store::{Blobs, MemoryBlobs};
+use hydra::store::Blobs;
 use hydra::training::{CorpusError, Engine, Layout, Params};
 use hydra::verifier::{Audit, Verifier, VerifierPorts};
 use hydra::worker::{Labour, Worker, WorkerPorts};
@@ -27,7 +27,7 @@ use crate::faults::{Faults, Strike, Trouble, Victim, hit};
 use crate::network::{Door, Front, Link, Place, Standing};
 use crate::outcome::{Caught, Outcome, Played, RoundRow, Struck, outcome};
 use crate::panel::{Judge, Panel};
-use crate::process::{Machine, Process};
+use crate::process::{Machine, Process, WorldBlobs};
 use crate::scenario::Objective;
 use crate::surrogate::Surrogate;
 use crate::{Behaviour, Device, Scenario, VerifierBehaviour};
@@ -132,6 +132,7 @@ pub struct Simulation<'a> {
     behaviours: BTreeMap<String, EngineOf>,
     faults: Vec<Faults>,
     until: Option<Duration>,
+    patience: Duration,
     progress: Box<dyn FnMut(Progress) + 'a>,
 }
 
@@ -147,17 +148,20 @@ impl<'a> Simulation<'a> {
     /// The scenario as it is.
     #[must_use]
     pub fn new(scenario: &'a Scenario) -> Self {
-        Self { scenario, behaviours: BTreeMap::new(), faults: Vec::new(), until: None, progress: Box::new(drop) }
+        Self {
+            scenario,
+            behaviours: BTreeMap::new(),
+            faults: Vec::new(),
+            until: None,
+            patience: PATIENCE,
+            progress: Box::new(drop),
+        }
     }
 
     /// The workers of the group with this name, which has `behaviour = "custom"`, compute with what `make` makes for each
     /// of them.
     #[must_use]
-    pub fn behaviour(
-        mut self,
-        group: &str,
-        make: impl Fn(Arc<dyn Engine>) -> Arc<dyn Engine> + 'static,
-    ) -> Self {
+    pub fn behaviour(mut self, group: &str, make: impl Fn(Arc<dyn Engine>) -> Arc<dyn Engine> + 'static) -> Self {
         self.behaviours.insert(group.to_owned(), Box::new(make));
         self
     }
@@ -176,6 +180,13 @@ impl<'a> Simulation<'a> {
         self
     }
 
+    /// Gives up after so much virtual time instead of a month: what is not done by then has failed.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Says after each round how far it is.
     #[must_use]
     pub fn on_progress(mut self, hear: impl FnMut(Progress) + 'a) -> Self {
@@ -188,7 +199,7 @@ impl<'a> Simulation<'a> {
     /// # Panics
     /// Where the operating system has no event queue to give.
     pub fn run(self, seed: u64, threads: usize) -> Result<Outcome, SimError> {
-        let Self { scenario, behaviours, faults, until, mut progress } = self;
+        let Self { scenario, behaviours, faults, until, patience, mut progress } = self;
         let system = System::with_tokio_rt(|| {
             #[expect(clippy::expect_used, reason = "actix takes no error; without a runtime there is nothing to do")]
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("event queue")
@@ -200,7 +211,7 @@ impl<'a> Simulation<'a> {
             world.begin(faults);
             let mut telling = Telling::default();
             let finished = world.follow(&mut heard, &mut telling, &mut *progress);
-            let in_time = match tokio::time::timeout(until.unwrap_or(PATIENCE), finished).await {
+            let in_time = match tokio::time::timeout(until.unwrap_or(patience), finished).await {
                 Ok(result) => result.map(|()| true)?,
                 Err(_) => false,
             };
@@ -272,7 +283,7 @@ struct World {
     news: mpsc::UnboundedSender<News>,
     watch: Watch,
     threads: Rc<Threads>,
-    blobs: Arc<MemoryBlobs>,
+    blobs: Arc<WorldBlobs>,
     central: Arc<Compute>,
     records: Records,
     journal: Journal,
@@ -307,7 +318,7 @@ impl World {
     ) -> Result<Self, SimError> {
         let data = data::read(&scenario.job.data)?;
         data.corpus.check(scenario.job.model.context)?;
-        let blobs = Arc::new(MemoryBlobs::default());
+        let blobs = Arc::new(WorldBlobs::default());
         let put = |bytes: &[u8]| blobs.put(bytes).map_err(ComputeError::from);
         let manifest = data.corpus.store(|shard| put(shard).map(drop))?;
         let spec = scenario.spec(seed, put(&manifest.encode())?);
@@ -318,8 +329,7 @@ impl World {
                 (Objective::Transformer, Device::Plain) => Arc::new(BurnEngine::plain(DeviceChoice::NdArray)),
             }
         };
-        let compute =
-            |engine: Arc<dyn Engine>| Arc::new(Compute::new(engine, Arc::clone(&blobs) as Arc<dyn Blobs>));
+        let compute = |engine: Arc<dyn Engine>| Arc::new(Compute::new(engine, Arc::clone(&blobs) as Arc<dyn Blobs>));
         let central = compute(engine(Device::Fused));
         let base = central.save(&Params::initial(&spec.model, &spec.seed))?;
         let records = Records::default();
@@ -373,8 +383,11 @@ impl World {
             for _ in 0..group.count {
                 let index = workers.len();
                 // A cheat keeps things of its own; the honest share what they have read.
-                let compute =
-                    if group.behaviour.is_shared() { Arc::clone(&shared) } else { compute(made(engine(group.device))?) };
+                let compute = if group.behaviour.is_shared() {
+                    Arc::clone(&shared)
+                } else {
+                    compute(made(engine(group.device))?)
+                };
                 let (key, standing) = (worker_key(&spec.seed, index), Arc::new(Standing::default()));
                 let mut rng = spec.seed.derive("machine", index as u64).rng();
                 let tamper = Tamper {
@@ -384,7 +397,8 @@ impl World {
                     first: None,
                 };
                 let (network, standing_there) = (scenario.network, Arc::clone(&standing));
-                let link = Link::new(index, network, &links, Rc::clone(&front), standing_there, tamper, Rc::clone(&log));
+                let link =
+                    Link::new(index, network, &links, Rc::clone(&front), standing_there, tamper, Rc::clone(&log));
                 let skew = group.clock_skew_seconds * 1000;
                 workers.push(Node {
                     key,
@@ -473,8 +487,13 @@ impl World {
         Arc::new(VirtualClock(skew))
     }
 
+    /// The real threads, and what is under way on them.
+    fn real(&self) -> (Rc<Threads>, Arc<crate::process::UnderWay>) {
+        (Rc::clone(&self.threads), Arc::clone(&self.blobs.work))
+    }
+
     fn service(&self, standing: &Arc<Standing>, tokens_per_second: u64) -> Machine {
-        Machine::new(Rc::clone(&self.threads), Arc::clone(standing), tokens_per_second, SERVICE_TIME, Duration::ZERO)
+        Machine::new(self.real(), Arc::clone(standing), tokens_per_second, SERVICE_TIME, Duration::ZERO)
     }
 
     // --- those who live -------------------------------------------------------------------------------------------
@@ -542,7 +561,7 @@ impl World {
         let jitter = if starts == 0 { jitter } else { jitter.derive("start", starts) };
         node.process.start(|_, alive| {
             let machine = Machine::new(
-                Rc::clone(&self.threads),
+                self.real(),
                 Arc::clone(&node.standing),
                 node.tokens_per_second,
                 SERVICE_TIME + node.upload,
@@ -629,8 +648,7 @@ impl World {
             let dead = (!self.coordinator.is_well()).then_some("the coordinator");
             let dead = dead.or_else(|| (!self.ledger.is_well()).then_some("the ledger"));
             let dead = dead.or_else(|| (!self.verifiers.iter().all(Process::is_well)).then_some("a verifier"));
-            let dead =
-                dead.or_else(|| (!self.workers.iter().all(|node| node.process.is_well())).then_some("a worker"));
+            let dead = dead.or_else(|| (!self.workers.iter().all(|node| node.process.is_well())).then_some("a worker"));
             if let Some(dead) = dead {
                 return self.broken(format!("{dead} is dead, and nothing has killed it"));
             }
@@ -649,7 +667,8 @@ impl World {
     /// Plans the faults of a round that opens.
     fn begin_round(self: &Rc<Self>) {
         let nth = self.rounds_begun.replace(self.rounds_begun.get() + 1);
-        let by_round = self.scenario.faults.iter().zip(0..).filter(|(fault, _)| fault.each_round_within_seconds.is_some());
+        let by_round =
+            self.scenario.faults.iter().zip(0..).filter(|(fault, _)| fault.each_round_within_seconds.is_some());
         for (fault, index) in by_round {
             let mut rng = self.spec.seed.derive("round fault", index).derive("round", nth).rng();
             let Some(strike) = fault.in_round(&mut rng, virtual_seconds()) else { continue };
@@ -667,9 +686,8 @@ impl World {
             Victim::Verifiers => (0..self.verifiers.len()).collect(),
             Victim::Workers => {
                 let group = |node: &Node| self.scenario.workers[node.group].name.as_ref();
-                let wanted = |index: &usize| {
-                    strike.group.is_none() || group(&self.workers[*index]) == strike.group.as_ref()
-                };
+                let wanted =
+                    |index: &usize| strike.group.is_none() || group(&self.workers[*index]) == strike.group.as_ref();
                 (0..self.workers.len()).filter(wanted).collect()
             }
         };
