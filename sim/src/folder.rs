@@ -1,5 +1,6 @@
 //! What a run leaves behind: a folder with all that it takes to play it again, to look at it and to compare it.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
@@ -102,17 +103,14 @@ pub fn metrics(outcome: &Outcome) -> String {
     let mut table = String::from("round,closed_seconds,accepted,tokens,loss,workers_up,rejected,convicted,strikes\n");
     for row in &outcome.rounds {
         let loss = row.loss.map(|loss| loss.to_string()).unwrap_or_default();
-        table.push_str(&format!(
-            "{},{:.3},{},{},{loss},{},{},{},{}\n",
-            row.round,
+        let [rejected, convicted] = [row.rejected, row.convicted];
+        let (round, accepted, tokens, up, strikes) = (row.round, row.accepted, row.tokens, row.workers_up, row.strikes);
+        // Writing to a string never fails.
+        let _ = writeln!(
+            table,
+            "{round},{:.3},{accepted},{tokens},{loss},{up},{rejected},{convicted},{strikes}",
             row.closed_seconds,
-            row.accepted,
-            row.tokens,
-            row.workers_up,
-            row.rejected,
-            row.convicted,
-            row.strikes
-        ));
+        );
     }
     table
 }

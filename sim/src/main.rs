@@ -164,12 +164,9 @@ fn play(args: &Play) -> anyhow::Result<bool> {
 }
 
 fn again(args: &Play, path: &Path, seed: u64) -> String {
-    let mut command = format!("cargo sim {} --seed {seed}", path.display());
-    args.changes.iter().for_each(|change| command.push_str(&format!(" --set '{change}'")));
-    if let Some(until) = args.until {
-        command.push_str(&format!(" --until {until}"));
-    }
-    command
+    let changes: String = args.changes.iter().map(|change| format!(" --set '{change}'")).collect();
+    let until = args.until.map(|until| format!(" --until {until}")).unwrap_or_default();
+    format!("cargo sim {} --seed {seed}{changes}{until}", path.display())
 }
 
 /// Plays once, or twice where both must come out the same. How long the first took on real clocks comes with it.

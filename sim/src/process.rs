@@ -152,6 +152,8 @@ pub(crate) struct Machine {
     service: Duration,
     /// How long it takes to fetch what training needs.
     fetch: Duration,
+    /// Whether its training waits for all other work: for those who hand each other what they have computed.
+    in_turn: bool,
 }
 
 /// A machine, as one process uses it.
@@ -168,7 +170,13 @@ impl Machine {
         service: Duration,
         fetch: Duration,
     ) -> Self {
-        Self { threads, work, standing, tokens_per_second, service, fetch }
+        Self { threads, work, standing, tokens_per_second, service, fetch, in_turn: false }
+    }
+
+    /// The same, but its training begins when all other work is done, so that the order in virtual time is the real one.
+    pub fn in_turn(mut self, in_turn: bool) -> Self {
+        self.in_turn = in_turn;
+        self
     }
 
     /// For a process that lives while `alive` says so: what it had begun is delivered to nobody when it is dead.
@@ -181,6 +189,9 @@ impl Executor for Using {
     fn run(&self, Work { kind, job }: Work) {
         let machine = &self.machine;
         let (send, receive) = mpsc::channel();
+        if machine.in_turn && matches!(kind, WorkKind::Train { .. }) {
+            machine.work.wait();
+        }
         let counted = Counted::new(&machine.work);
         let job = Box::new(move || {
             let done = job();

@@ -309,6 +309,7 @@ struct Doors {
 }
 
 impl World {
+    #[expect(clippy::too_many_lines, reason = "one thing after the other, each used by those after it")]
     fn new(
         scenario: &Scenario,
         behaviours: &BTreeMap<String, EngineOf>,
@@ -559,6 +560,7 @@ impl World {
         let node = &self.workers[index];
         let (jitter, starts) = (self.spec.seed.derive("worker", index as u64), node.process.starts());
         let jitter = if starts == 0 { jitter } else { jitter.derive("start", starts) };
+        let copies = self.scenario.workers[node.group].behaviour == Behaviour::Copy;
         node.process.start(|_, alive| {
             let machine = Machine::new(
                 self.real(),
@@ -570,7 +572,7 @@ impl World {
             let ports = WorkerPorts {
                 clock: Self::clock(node.skew),
                 compute: Arc::clone(&node.compute),
-                executor: Rc::new(machine.of(alive)),
+                executor: Rc::new(machine.in_turn(copies).of(alive)),
                 coordinator: node.link.clone(),
                 results: Box::new(node.kept.clone()),
                 watch: self.watch.clone(),
