@@ -1,6 +1,6 @@
 //! A way to cheat of one's own: workers that hand in their update upside down every other task, and whether it pays.
 //!
-//! `cargo run --package hydra-sim --example behaviour`
+//! `cargo run --example behaviour`
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

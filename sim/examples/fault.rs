@@ -1,6 +1,6 @@
 //! A source of faults of one's own: power cuts that take half of the workers, each longer than the one before.
 //!
-//! `cargo run --package hydra-sim --example fault`
+//! `cargo run --example fault`
 
 use hydra_sim::{Scenario, Simulation, Strike, Trouble, Victim};
 
