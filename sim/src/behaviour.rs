@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// What a worker does with its tasks. A cheat is an engine that computes something else than was asked for; all else
 /// about the worker is as in production.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Behaviour {
     /// Trains as asked.
@@ -46,6 +46,9 @@ pub enum Behaviour {
     Oversized,
     /// Hands in, again and again, the first payload that it committed to.
     Replay,
+    /// Whatever the program that plays the scenario says: see
+    /// [`Simulation::behaviour`](crate::Simulation::behaviour).
+    Custom,
 }
 
 impl Behaviour {
@@ -58,7 +61,7 @@ impl Behaviour {
     /// What its tasks are computed with.
     pub(crate) fn engine(self, honest: Arc<dyn Engine>) -> Arc<dyn Engine> {
         match self {
-            Self::Honest | Self::Grief | Self::Mismatch | Self::Oversized | Self::Replay => honest,
+            Self::Honest | Self::Grief | Self::Mismatch | Self::Oversized | Self::Replay | Self::Custom => honest,
             _ => Arc::new(Cheat { honest, behaviour: self, kept: Arc::default(), tasks: AtomicU32::new(0) }),
         }
     }

@@ -1,16 +1,19 @@
+use std::rc::Rc;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Recipient};
 use hydra::coordinator::{self, ReplyTo};
-use hydra::protocol::{Keypair, Layer, Outcome, PublicKey, Reason, Signed, Verdict};
+use hydra::protocol::{Keypair, Layer, Outcome, PublicKey, Reason, Signed, Verdict, limits};
 use hydra::verifier::{self, Job, ReplayJob};
 use serde::{Deserialize, Serialize};
+
+use crate::network::Place;
 
 /// How long a verifier that does not look takes to answer.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// What a verifier does when it is to compute a task again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VerifierBehaviour {
     /// Computes it again.
@@ -28,8 +31,8 @@ pub enum VerifierBehaviour {
 pub(crate) struct Judge {
     pub key: Keypair,
     pub behaviour: VerifierBehaviour,
-    /// Whoever does the work, where it is done.
-    pub verifier: Recipient<verifier::Event>,
+    /// Whoever does the work, where it is done; nobody, while it is dead.
+    pub verifier: Rc<Place<verifier::Event>>,
 }
 
 /// All verifiers of a run, which take turns: what is to be compared goes to the first, what is to be computed again to the
@@ -53,9 +56,8 @@ impl Panel {
         let Some(judge) = self.next(&job.not) else { return };
         let tokens = job.task.tokens();
         let outcome = match judge.behaviour {
-            // A full mailbox loses the job, and the coordinator asks again.
             VerifierBehaviour::Honest => {
-                return drop(judge.verifier.try_send(verifier::Event::Judge(Job::Replay(job))));
+                return hand(judge, Job::Replay(job));
             }
             VerifierBehaviour::Silent => return,
             VerifierBehaviour::AcceptAll => Outcome::Accepted { layer: Layer::Replay, tokens, norm: 1.0 },
@@ -73,8 +75,19 @@ impl Panel {
     }
 }
 
+/// A full mailbox, or nobody there, loses the job, and the coordinator asks again.
+fn hand(judge: &Judge, job: Job) {
+    if let Some(verifier) = judge.verifier.get() {
+        drop(verifier.try_send(verifier::Event::Judge(job)));
+    }
+}
+
 impl Actor for Panel {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(limits::MAILBOX);
+    }
 }
 
 impl Handler<verifier::Event> for Panel {
@@ -85,7 +98,7 @@ impl Handler<verifier::Event> for Panel {
             verifier::Event::Judge(Job::Replay(job)) => self.replay(job, ctx),
             verifier::Event::Judge(job) => {
                 if let Some(first) = self.judges.first() {
-                    drop(first.verifier.try_send(verifier::Event::Judge(job)));
+                    hand(first, job);
                 }
             }
             _ => {}

@@ -6,12 +6,17 @@ use hydra::protocol::{
     self, Aggregation, AuditPolicy, Auditors, Codec, Digest, Emission, InnerOptimizer, ModelSpec, OuterOptimizer, Ppm,
     RunSpec, Schedule, SecretChain, Seed, SpecError, Timing,
 };
+use rand::rngs::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use crate::{Behaviour, VerifierBehaviour};
+use crate::chance::log_uniform;
+use crate::faults::Victim;
+use crate::{Availability, Behaviour, Fault, VerifierBehaviour};
 
 /// A story about a swarm, and what must come of it. Read from TOML; a key that is not listed here is an error.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// What it shows, in a sentence.
@@ -32,13 +37,16 @@ pub struct Scenario {
     /// What lies between them and the coordinator.
     #[serde(default)]
     pub network: Network,
+    /// What goes wrong besides.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
     /// What must hold at the end.
     #[serde(default)]
     pub expect: Expectations,
 }
 
 /// What is trained.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
     /// Rounds.
@@ -49,16 +57,22 @@ pub struct Job {
     pub inner_steps: u32,
     /// Sequences in a step.
     pub batch: u32,
+    /// What is minimised.
+    #[serde(default)]
+    pub objective: Objective,
     /// The network.
+    #[schemars(with = "ModelShape")]
     pub model: ModelSpec,
     /// Peak learning rate.
     #[serde(default = "default_rate")]
     pub learning_rate: f32,
     /// How updates travel.
     #[serde(default = "default_codec")]
+    #[schemars(with = "CodecName")]
     pub codec: Codec,
     /// How the updates of a round become one.
     #[serde(default)]
+    #[schemars(with = "serde_json::Value")]
     pub aggregation: Aggregation,
     /// Files and folders to train on, relative to the scenario file; Hydra's own code and documentation where none are
     /// named.
@@ -73,23 +87,156 @@ pub struct Job {
 }
 
 /// Workers of one kind.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
+    /// How faults and reports call them.
+    pub name: Option<String>,
     /// How many.
     pub count: u32,
-    /// Training speed of each.
-    pub tokens_per_second: u64,
+    /// Training speed: of each, or of the slowest and the fastest.
+    pub tokens_per_second: Speed,
     /// What they do.
     #[serde(default)]
     pub behaviour: Behaviour,
     /// What they compute with.
     #[serde(default)]
     pub device: Device,
+    /// When they are there.
+    #[serde(default)]
+    pub availability: Availability,
+    /// How fast payloads leave them, kilobits a second; at once, where this is missing.
+    pub upload_kbps: Option<u64>,
+    /// How fast models reach them, kilobits a second; at once, where this is missing.
+    pub download_kbps: Option<u64>,
+    /// How far their clocks may be off, seconds either way: each by its own, at most two minutes, beyond which a
+    /// coordinator would refuse their calls.
+    #[serde(default)]
+    pub clock_skew_seconds: u64,
+}
+
+/// Training speed, tokens a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speed {
+    /// Of the slowest.
+    pub least: u64,
+    /// Of the fastest. Between the two, every doubling is equally likely.
+    pub most: u64,
+}
+
+impl Speed {
+    /// One worker's.
+    pub(crate) fn draw(self, rng: &mut ChaCha8Rng) -> u64 {
+        if self.least == self.most { self.least } else { log_uniform(rng, [self.least, self.most]) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Speed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Speed;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("tokens a second, or [slowest, fastest]")
+            }
+
+            fn visit_i64<E: de::Error>(self, speed: i64) -> Result<Speed, E> {
+                let speed = u64::try_from(speed).map_err(|_| E::custom("a speed is not negative"))?;
+                Ok(Speed { least: speed, most: speed })
+            }
+
+            fn visit_u64<E: de::Error>(self, speed: u64) -> Result<Speed, E> {
+                Ok(Speed { least: speed, most: speed })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut speeds: A) -> Result<Speed, A::Error> {
+                let two = "two speeds: [slowest, fastest]";
+                let least = speeds.next_element()?.ok_or_else(|| de::Error::invalid_length(0, &two))?;
+                let most = speeds.next_element()?.ok_or_else(|| de::Error::invalid_length(1, &two))?;
+                if speeds.next_element::<u64>()?.is_some() {
+                    return Err(de::Error::invalid_length(3, &two));
+                }
+                if least > most {
+                    return Err(de::Error::custom("tokens_per_second is [slowest, fastest]"));
+                }
+                Ok(Speed { least, most })
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for Speed {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Speed".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let speed = || serde_json::json!({ "type": "integer", "minimum": 1 });
+        schemars::json_schema!({
+            "description": "Training speed, tokens a second: of each, or of the slowest and the fastest",
+            "oneOf": [
+                speed(),
+                { "type": "array", "items": speed(), "minItems": 2, "maxItems": 2 },
+            ],
+        })
+    }
+}
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// A real transformer's loss on real text.
+    #[default]
+    Transformer,
+    /// A bowl with as many numbers as the model has, whose optimum is known: for swarms of thousands.
+    Surrogate,
+}
+
+/// The network, as its keys stand in a file.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is there for the schema: the type that is read knows no schemas")]
+struct ModelShape {
+    /// Transformer blocks.
+    layers: u32,
+    /// Width of the residual stream.
+    width: u32,
+    /// Attention heads; each has an even number of dimensions.
+    heads: u32,
+    /// Inner width of the feed-forward network.
+    hidden: u32,
+    /// Tokens in a sequence.
+    context: u32,
+}
+
+/// How updates travel, as the names stand in a file.
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it is there for the schema: the type that is read knows no schemas")]
+enum CodecName {
+    Fp32,
+    Bf16,
+    Int8,
+    Int4,
+    Ternary,
+}
+
+/// Who computes again, as the names stand in a file.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it is there for the schema: the type that is read knows no schemas")]
+enum AuditorsName {
+    Verifiers,
+    Peers,
 }
 
 /// Ways to compute that give the same but for rounding, as kinds of devices do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Device {
     /// Whole blocks at a time, as in production.
@@ -100,7 +247,7 @@ pub enum Device {
 }
 
 /// How often work is computed again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audits {
     /// Results of a new key that are all audited.
@@ -110,6 +257,7 @@ pub struct Audits {
     /// The lowest rate, in parts of a million.
     pub floor: u32,
     /// Who does it again.
+    #[schemars(with = "AuditorsName")]
     pub by: Auditors,
     /// How long a worker may appeal, virtual seconds.
     pub appeal_seconds: u64,
@@ -123,7 +271,7 @@ impl Default for Audits {
 }
 
 /// Verifiers of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VerifierGroup {
     /// How many.
@@ -136,17 +284,19 @@ pub struct VerifierGroup {
 }
 
 /// What every message goes through, each way.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
     /// Shortest and longest delay; every delay between is equally likely, so messages overtake each other.
     pub latency_ms: [u64; 2],
     /// The share of messages that never arrive, from 0 to below 1.
     pub loss: f64,
+    /// The share of messages that arrive twice, from 0 to below 1; the second with a delay of its own.
+    pub duplicates: f64,
 }
 
 /// What must hold at the end of a scenario.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expectations {
     /// The last validation loss is below this, nats a token.
@@ -165,6 +315,16 @@ pub struct Expectations {
     pub verifiers_struck_off: Option<u64>,
     /// All rounds are done within this much virtual time.
     pub within_seconds: Option<u64>,
+    /// Once faults are over, a round closes within this much virtual time, unless another fault comes first.
+    pub recovers_within_seconds: Option<f64>,
+    /// Honest workers get at least this share of all pay, from 0 to 1.
+    pub honest_pay_share_at_least: Option<f64>,
+    /// Dishonest workers keep at most this share of all pay that is kept, from 0 to 1.
+    pub cheats_keep_share_at_most: Option<f64>,
+    /// At most so many workers are shut out, honest or not.
+    pub banned_at_most: Option<u64>,
+    /// At least so many times something went wrong: that the scenario shows what it is about.
+    pub strikes_at_least: Option<u64>,
 }
 
 /// Why a scenario cannot be played.
@@ -196,21 +356,42 @@ pub enum ScenarioError {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { latency_ms: [20, 80], loss: 0.0 }
+        Self { latency_ms: [20, 80], loss: 0.0, duplicates: 0.0 }
     }
 }
 
 impl Scenario {
     /// Reads and checks a scenario file.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
+        Self::read_with(path, &[])
+    }
+
+    /// The same, with changes: `key=value` with dotted keys (`job.rounds=3`, `workers.0.count=50`) and TOML values.
+    pub fn read_with(path: &Path, changes: &[String]) -> Result<Self, ScenarioError> {
+        Self::parse(path, &Self::text_with(path, changes)?)
+    }
+
+    /// The text of a scenario file with changes made to it.
+    pub fn text_with(path: &Path, changes: &[String]) -> Result<String, ScenarioError> {
         let unreadable = |error| ScenarioError::Unreadable { path: path.to_owned(), error };
         let text = fs::read_to_string(path).map_err(unreadable)?;
+        if changes.is_empty() { Ok(text) } else { set(path, &text, changes) }
+    }
+
+    /// The scenario that `text` is, as if it stood in a file at `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ScenarioError> {
         let malformed = |error| ScenarioError::Malformed { path: path.to_owned(), error: Box::new(error) };
-        let mut scenario: Self = toml::from_str(&text).map_err(malformed)?;
+        let mut scenario: Self = toml::from_str(text).map_err(malformed)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         scenario.job.data.iter_mut().for_each(|data| *data = folder.join(&*data));
         scenario.check()?;
         Ok(scenario)
+    }
+
+    /// The JSON Schema of scenario files.
+    #[must_use]
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
     }
 
     /// Refuses what cannot be played.
@@ -219,9 +400,30 @@ impl Scenario {
         if self.workers.iter().all(|group| group.count == 0) {
             return contradiction("there are no workers: give at least one [[workers]] group a count above 0");
         }
-        if self.workers.iter().any(|group| group.tokens_per_second == 0) {
+        if self.workers.iter().any(|group| group.tokens_per_second.least == 0) {
             return contradiction("a worker with tokens_per_second = 0 never finishes");
         }
+        if self.workers.iter().any(|group| group.upload_kbps == Some(0) || group.download_kbps == Some(0)) {
+            return contradiction("a worker with 0 kilobits a second never finishes");
+        }
+        if self.workers.iter().any(|group| group.clock_skew_seconds > 120) {
+            return contradiction("clock_skew_seconds is at most 120");
+        }
+        for group in &self.workers {
+            group.availability.check().or_else(contradiction)?;
+        }
+        let named = |name: &String| self.workers.iter().any(|group| group.name.as_ref() == Some(name));
+        for (place, fault) in self.faults.iter().enumerate() {
+            let wrong = |why: &str| Err(ScenarioError::Contradiction(format!("[[faults]] {}: {why}", place + 1)));
+            fault.check().or_else(|why| wrong(&why))?;
+            if let Some(name) = fault.group.as_ref().filter(|name| !named(name)) {
+                return wrong(&format!("no group of workers has the name {name:?}"));
+            }
+            if fault.who == Victim::Verifiers && self.audits.is_none() {
+                return wrong("verifiers have little to do without [audits]");
+            }
+        }
+        self.check_expectations()?;
         if self.verifiers.first().is_none_or(|first| first.count == 0 || first.behaviour != VerifierBehaviour::Honest) {
             return contradiction("the first of [[verifiers]] is the coordinator's own: one or more, and honest");
         }
@@ -234,10 +436,38 @@ impl Scenario {
         if !(0.0..1.0).contains(&self.network.loss) {
             return contradiction("network.loss is a share from 0 to below 1");
         }
+        if !(0.0..1.0).contains(&self.network.duplicates) {
+            return contradiction("network.duplicates is a share from 0 to below 1");
+        }
         if self.job.rounds == 0 {
             return contradiction("job.rounds is 0: there is nothing to see");
         }
         Ok(self.spec(self.seed, Digest::of(&[])).validate()?)
+    }
+
+    /// An expectation about nothing would hold whatever happens.
+    fn check_expectations(&self) -> Result<(), ScenarioError> {
+        let expect = &self.expect;
+        let cheats = self.workers.iter().any(|group| group.count > 0 && !group.behaviour.is_honest());
+        let about_cheats = expect.cheats_earn_nothing
+            || expect.cheats_keep_nothing
+            || expect.rejected_at_least.is_some()
+            || expect.found_false_at_least.is_some()
+            || expect.cheats_keep_share_at_most.is_some();
+        let about_audits = expect.found_false_at_least.is_some() || expect.verifiers_struck_off.is_some();
+        let shares = [expect.honest_pay_share_at_least, expect.cheats_keep_share_at_most];
+        let nothing = if about_cheats && !cheats {
+            "[expect] is about cheats, but all workers are honest"
+        } else if about_audits && self.audits.is_none() {
+            "[expect] is about audits, but there is no [audits]"
+        } else if expect.recovers_within_seconds.is_some() && self.faults.is_empty() {
+            "[expect] recovers_within_seconds is about faults, but there are no [[faults]]"
+        } else if shares.iter().flatten().any(|share| !(0.0..=1.0).contains(share)) {
+            "a share is from 0 to 1"
+        } else {
+            return Ok(());
+        };
+        Err(ScenarioError::Contradiction(nothing.to_owned()))
     }
 
     /// What decides who is audited.
@@ -276,6 +506,35 @@ impl Scenario {
             audits,
         }
     }
+}
+
+/// The text with these changes made to it.
+fn set(path: &Path, text: &str, changes: &[String]) -> Result<String, ScenarioError> {
+    let malformed = |error| ScenarioError::Malformed { path: path.to_owned(), error: Box::new(error) };
+    let mut root = toml::Value::Table(toml::from_str(text).map_err(malformed)?);
+    for change in changes {
+        let wrong = |why: &str| ScenarioError::Contradiction(format!("--set {change}: {why}"));
+        let (key, value) = change.split_once('=').ok_or_else(|| wrong("write key=value"))?;
+        // What is no TOML value is a text without its quotes.
+        let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+        let value =
+            parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        let mut place = &mut root;
+        for part in key.trim().split('.') {
+            place = match place {
+                toml::Value::Array(items) => {
+                    let index = part.parse::<usize>().map_err(|_| wrong("a list is indexed by numbers from 0"))?;
+                    items.get_mut(index).ok_or_else(|| wrong("the list is not that long"))?
+                }
+                toml::Value::Table(table) => {
+                    table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()))
+                }
+                _ => return Err(wrong("there is a value on the way, which has no keys")),
+            };
+        }
+        *place = value;
+    }
+    toml::to_string(&root).map_err(|error| ScenarioError::Contradiction(error.to_string()))
 }
 
 fn default_seed() -> u64 {

@@ -394,7 +394,12 @@ impl<R> Rounds<R> {
         let over = self.finished_rounds() && !self.state.closed;
         let due = self.parked.first().is_some_and(|(.., until)| *until <= now);
         let asked_again = self.parked.last().is_some_and(|(worker, ..)| self.holds(now, worker));
-        if !over && !due && !asked_again && !self.is_anything_free(now) {
+        if !over && !asked_again && !self.is_anything_free(now) {
+            // They wait equally long, so whoever waits longest is first.
+            while due && self.parked.first().is_some_and(|(.., until)| *until <= now) {
+                let (_, reply, _) = self.parked.remove(0);
+                self.reply(reply, WorkerReply::Wait { until: now });
+            }
             return;
         }
         for (worker, reply, until) in std::mem::take(&mut self.parked) {

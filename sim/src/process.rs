@@ -1,0 +1,223 @@
+//! Processes that can be killed and started again, and the machines that they run on.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use actix::{Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context};
+use hydra::protocol::Digest;
+use hydra::runtime::{Delivery, Executor, Threads, Work, WorkKind};
+use hydra::store::{BlobError, Blobs, MemoryBlobs};
+use tokio::sync::oneshot;
+
+use crate::network::Standing;
+
+/// Something that runs, is killed and comes back.
+pub(crate) struct Process<A: Actor<Context = Context<A>>> {
+    /// Reasons for which it must not run.
+    pub down: Cell<u32>,
+    starts: Cell<u64>,
+    living: RefCell<Option<Living<A>>>,
+}
+
+struct Living<A: Actor<Context = Context<A>>> {
+    address: Addr<A>,
+    alive: Arc<AtomicBool>,
+    kill: oneshot::Sender<()>,
+}
+
+impl<A: Actor<Context = Context<A>>> Default for Process<A> {
+    fn default() -> Self {
+        Self { down: Cell::new(0), starts: Cell::new(0), living: RefCell::new(None) }
+    }
+}
+
+impl<A: Actor<Context = Context<A>>> Process<A> {
+    /// Starts the actor that `make` makes. Whatever it reaches beyond itself must look at the flag that `make` is handed:
+    /// it says whether this process still lives.
+    pub fn start(&self, make: impl FnOnce(&mut Context<A>, &Arc<AtomicBool>) -> A) -> Addr<A> {
+        let (kill, killed) = oneshot::channel();
+        let alive = Arc::new(AtomicBool::new(true));
+        let address = A::create(|ctx| {
+            let killed = actix::fut::wrap_future::<_, A>(killed);
+            ctx.spawn(killed.map(|_, _, ctx: &mut Context<A>| ctx.terminate()));
+            make(ctx, &alive)
+        });
+        self.starts.set(self.starts.get() + 1);
+        self.living.replace(Some(Living { address: address.clone(), alive, kill }));
+        address
+    }
+
+    /// How often it was started.
+    pub fn starts(&self) -> u64 {
+        self.starts.get()
+    }
+
+    /// One more reason not to run: kills it.
+    pub fn fall(&self) {
+        self.down.set(self.down.get() + 1);
+        if let Some(Living { alive, kill, .. }) = self.living.take() {
+            alive.store(false, Ordering::Relaxed);
+            // It may have ended by itself.
+            let _ = kill.send(());
+        }
+    }
+
+    /// One reason less. Whether it is to be started now.
+    pub fn rise(&self) -> bool {
+        self.down.set(self.down.get().saturating_sub(1));
+        self.down.get() == 0 && !self.lives()
+    }
+
+    pub fn lives(&self) -> bool {
+        self.living.borrow().is_some()
+    }
+
+    /// Whether it runs if it should.
+    pub fn is_well(&self) -> bool {
+        self.living.borrow().as_ref().is_none_or(|living| living.address.connected())
+    }
+
+    pub fn address(&self) -> Option<Addr<A>> {
+        self.living.borrow().as_ref().map(|living| living.address.clone())
+    }
+}
+
+/// Work that runs on real threads.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    count: Mutex<usize>,
+    less: Condvar,
+}
+
+/// Counts a piece of work until it is dropped.
+struct Counted(Arc<UnderWay>);
+
+impl Counted {
+    fn new(work: &Arc<UnderWay>) -> Self {
+        *work.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(Arc::clone(work))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.less.notify_all();
+    }
+}
+
+impl UnderWay {
+    fn wait(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 {
+            count = self.less.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The blobs of a world. One is removed only when all work that runs on real threads is done: work that had begun before,
+/// in virtual time, finds it there, however busy the threads are.
+#[derive(Default)]
+pub(crate) struct WorldBlobs {
+    kept: MemoryBlobs,
+    pub work: Arc<UnderWay>,
+}
+
+impl Blobs for WorldBlobs {
+    fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+        self.kept.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
+        self.kept.get(digest)
+    }
+
+    fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
+        self.work.wait();
+        self.kept.remove(digest)
+    }
+}
+
+/// One machine: its work runs on real threads at once, but its result is seen after the time that the machine would
+/// have taken.
+pub(crate) struct Machine {
+    threads: Rc<Threads>,
+    work: Arc<UnderWay>,
+    standing: Arc<Standing>,
+    tokens_per_second: u64,
+    /// How long work takes that is no training.
+    service: Duration,
+    /// How long it takes to fetch what training needs.
+    fetch: Duration,
+    /// Whether its training waits for all other work: for those who hand each other what they have computed.
+    in_turn: bool,
+}
+
+/// A machine, as one process uses it.
+pub(crate) struct Using {
+    machine: Machine,
+    alive: Arc<AtomicBool>,
+}
+
+impl Machine {
+    pub fn new(
+        (threads, work): (Rc<Threads>, Arc<UnderWay>),
+        standing: Arc<Standing>,
+        tokens_per_second: u64,
+        service: Duration,
+        fetch: Duration,
+    ) -> Self {
+        Self { threads, work, standing, tokens_per_second, service, fetch, in_turn: false }
+    }
+
+    /// The same, but its training begins when all other work is done, so that the order in virtual time is the real one.
+    pub fn in_turn(mut self, in_turn: bool) -> Self {
+        self.in_turn = in_turn;
+        self
+    }
+
+    /// For a process that lives while `alive` says so: what it had begun is delivered to nobody when it is dead.
+    pub fn of(self, alive: &Arc<AtomicBool>) -> Using {
+        Using { machine: self, alive: Arc::clone(alive) }
+    }
+}
+
+impl Executor for Using {
+    fn run(&self, Work { kind, job }: Work) {
+        let machine = &self.machine;
+        let (send, receive) = mpsc::channel();
+        if machine.in_turn && matches!(kind, WorkKind::Train { .. }) {
+            machine.work.wait();
+        }
+        let counted = Counted::new(&machine.work);
+        let job = Box::new(move || {
+            let done = job();
+            drop(counted);
+            // Nobody receives any more when the world has ended.
+            let _ = send.send(done);
+            Box::new(|| ()) as Delivery
+        });
+        machine.threads.run(Work { kind, job });
+        let takes = match kind {
+            WorkKind::Train { tokens } => {
+                machine.fetch + Duration::from_secs_f64(tokens as f64 / machine.tokens_per_second as f64)
+            }
+            WorkKind::Service => machine.service,
+        };
+        let (alive, standing) = (Arc::clone(&self.alive), Arc::clone(&machine.standing));
+        actix::spawn(async move {
+            tokio::time::sleep(takes).await;
+            standing.awake().await;
+            // Blocks the whole world until the real result is there: that is what makes it deterministic. Also for the
+            // dead, so that nothing that they had begun changes anything later.
+            if let Ok(deliver) = receive.recv()
+                && alive.load(Ordering::Relaxed)
+            {
+                deliver();
+            }
+        });
+    }
+}

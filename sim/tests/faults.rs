@@ -1,0 +1,101 @@
+//! What goes wrong changes when things happen and who does them, and nothing else.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use hydra_sim::{Outcome, Scenario, SimError, Simulation, Strike, Trouble, Victim, run};
+
+const SMALL: &str = "about = 'a small swarm'\n\
+    job = { rounds = 4, inner_steps = 4, batch = 4, lease_seconds = 30, objective = 'surrogate', learning_rate = 0.02, \
+    model = { layers = 1, width = 4, heads = 1, hidden = 4, context = 8 } }\n\
+    workers = [{ name = 'all', count = 6, tokens_per_second = [20, 60] }]\n";
+
+fn scenario(more: &str) -> Scenario {
+    Scenario::parse(Path::new("small.toml"), &format!("{SMALL}{more}")).unwrap()
+}
+
+fn play(more: &str) -> Outcome {
+    let outcome = run(&scenario(more), 5, 2).unwrap();
+    assert_eq!(outcome.failures, Vec::<String>::new(), "{more}");
+    outcome
+}
+
+#[test]
+fn whatever_breaks_and_is_mended_the_model_and_what_everybody_is_paid_in_all_stay_the_same() {
+    let calm = play("");
+    let total = |outcome: &Outcome| outcome.workers.iter().map(|worker| worker.pay.micro()).sum::<i64>();
+    for fault in [
+        "what = 'crash'\nwho = 'coordinator'\neach_round_within_seconds = 8\nfor_seconds = 3",
+        "what = 'crash'\nwho = 'ledger'\nat_seconds = [3, 9, 20]",
+        "what = 'crash'\nwho = 'workers'\nshare = 0.5\nevery_seconds = 10\nuntil_seconds = 60\nfor_seconds = 4",
+        "what = 'crash-writing'\nwho = 'coordinator'\nat_seconds = [1, 6, 14, 22]\nfor_seconds = 2",
+        "what = 'pause'\nwho = 'coordinator'\nat_seconds = [4]\nfor_seconds = 25",
+        "what = 'pause'\nwho = 'workers'\nshare = 0.3\nat_seconds = [4]\nfor_seconds = 60",
+        "what = 'cut'\nwho = 'workers'\nshare = 0.5\nat_seconds = [4]\nfor_seconds = 60",
+        "what = 'deaf'\nwho = 'coordinator'\nat_seconds = [4]\nfor_seconds = 30",
+        "what = 'mute'\nwho = 'workers'\nat_seconds = [4]\nfor_seconds = 30",
+        "what = 'disk-full'\nwho = 'ledger'\nat_seconds = [1]\nfor_seconds = 45",
+        "what = 'disk-full'\nwho = 'coordinator'\nat_seconds = [5]\nfor_seconds = 30",
+    ] {
+        let outcome = play(&format!("[[faults]]\n{fault}\n[expect]\nhonest_lose_nothing = true\nstrikes_at_least = 1"));
+        assert_eq!(outcome.model, calm.model, "{fault}");
+        assert_eq!(total(&outcome), total(&calm), "{fault}");
+        assert!(outcome.virtual_seconds > calm.virtual_seconds, "{fault} did nothing");
+    }
+}
+
+#[test]
+fn lines_that_bring_messages_twice_and_clocks_that_are_off_change_nothing_either() {
+    let calm = play("");
+    let twice = play("[network]\nduplicates = 0.5\nloss = 0.2\n[expect]\nhonest_lose_nothing = true");
+    assert_eq!(twice.model, calm.model);
+    let changed = SMALL.replace("tokens_per_second = [20, 60]", "tokens_per_second = 40, clock_skew_seconds = 120");
+    let skewed = Scenario::parse(Path::new("small.toml"), &changed).unwrap();
+    assert_eq!(run(&skewed, 5, 2).unwrap().model, calm.model);
+}
+
+#[test]
+fn slow_lines_take_their_time() {
+    let changed = SMALL.replace("tokens_per_second = [20, 60]", "tokens_per_second = 40, download_kbps = 10");
+    let slow = run(&Scenario::parse(Path::new("small.toml"), &changed).unwrap(), 5, 2).unwrap();
+    // A model of 1180 numbers takes four seconds at ten kilobits a second, in each of four rounds.
+    assert!(slow.virtual_seconds > 16.0 + 4.0 * 3.2, "{}", slow.virtual_seconds);
+}
+
+#[test]
+fn a_swarm_that_never_recovers_fails_its_scenario() {
+    let forever = "[[faults]]\nwhat = 'crash'\nwho = 'coordinator'\nat_seconds = [5]\nfor_seconds = 4000000";
+    let outcome = run(&scenario(forever), 5, 2).unwrap();
+    assert!(outcome.failures.iter().any(|failure| failure.contains("of 4 rounds were done")), "{:?}", outcome.failures);
+    let slow = "[[faults]]\nwhat = 'pause'\nwho = 'workers'\nat_seconds = [5]\nfor_seconds = 100\n\
+        [expect]\nrecovers_within_seconds = 0.001";
+    let outcome = run(&scenario(slow), 5, 2).unwrap();
+    assert!(outcome.failures.iter().any(|failure| failure.contains("no round closed for")), "{:?}", outcome.failures);
+}
+
+#[test]
+fn a_run_can_be_ended_early_and_a_program_can_add_faults() {
+    let scenario = scenario("[expect]\nloss_below = 0.001");
+    let short = Simulation::new(&scenario).until(Duration::from_secs(10)).run(5, 2).unwrap();
+    assert!(short.passed && short.virtual_seconds == 10.0, "only what always holds is demanded");
+    let mut left = 2;
+    let strike = move |_: &mut _| {
+        left -= 1;
+        let (what, who) = (Trouble::Crash, Victim::Workers);
+        (left >= 0).then_some(Strike { after_seconds: 3.0, what, who, group: None, share: 0.5, for_seconds: 2.0 })
+    };
+    let outcome = Simulation::new(&scenario).faults(strike).run(5, 2).unwrap();
+    assert_eq!(
+        outcome.strikes.iter().map(|strike| (strike.at_seconds, strike.hit)).collect::<Vec<_>>(),
+        [(3.0, 3), (6.0, 3)]
+    );
+}
+
+#[test]
+fn a_custom_behaviour_that_nobody_gives_is_refused() {
+    let text = SMALL.replace("count = 6", "behaviour = 'custom', count = 6");
+    let scenario = Scenario::parse(Path::new("small.toml"), &text).unwrap();
+    assert!(matches!(run(&scenario, 5, 2), Err(SimError::Custom(name)) if name == "all"));
+}
