@@ -135,6 +135,7 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
             uploads: folder.join("uploads"),
             dataset: BTreeSet::from([blob]),
             admission: Admission::open(AdmissionRule::Open, &folder.join("admission.json"), [])?,
+            queries: None,
             clock,
             hub: Arc::new(Hub::default()),
         };

@@ -21,7 +21,7 @@ fn transfers(hydra: &Hydra) -> u64 {
     let mut store = match LedgerStore::snapshot(&path) {
         Ok(store) => store,
         // Killed before it had made its tables.
-        Err(DatabaseError::Older { version: 0..3, .. } | DatabaseError::NotOurs { .. }) => return 0,
+        Err(DatabaseError::Older { version: 0..4, .. } | DatabaseError::NotOurs { .. }) => return 0,
         Err(error) => panic!("{error}"),
     };
     let config = LedgerConfig { economy: EconomyConfig::default().check().unwrap(), verifiers: [].into() };

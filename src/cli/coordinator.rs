@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::progress::Progress;
+use super::queries::QueryArgs;
 use super::remote::RemoteLedger;
 use super::run::{self, Ended, OnStop, OpenRun, RunOptions};
 use super::serve::FrontArgs;
@@ -78,6 +79,8 @@ pub(super) struct CoordinatorArgs {
     /// Print the public keys of this coordinator and its verifier, and do nothing else
     #[arg(long)]
     show_keys: bool,
+    #[command(flatten)]
+    queries: QueryArgs,
     #[command(flatten)]
     front: FrontArgs,
 }
@@ -229,6 +232,10 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
         Some(url) => courier(url, args, &run, &watch, &system).map(|(payer, ledger)| (Some(payer), Some(ledger)))?,
         None => (None, None),
     };
+    if args.ledger.is_some() && args.queries.is_on() {
+        return Err(Failure::Usage(anyhow!("--serve needs the ledger in this process: leave out --ledger")));
+    }
+    let queries = args.queries.open(run.folder.path())?;
     let ledger_key = run.folder.key("ledger")?.public();
     let (mut swarm, began) = run.into_swarm(executor, watch, others.clone(), payer)?;
     let books = LedgerConfig { economy: swarm.economy, verifiers: config.verifiers.clone() };
@@ -252,6 +259,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
             uploads: state.join("uploads"),
             dataset,
             admission,
+            queries,
             clock: Arc::clone(&clock),
             hub: Arc::clone(&hub),
         };

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Failure, device, state_dir};
 use crate::coordinator::State;
-use crate::inference::{Sampler, Utf8Pieces, generate};
+use crate::inference::{Sampler, Sampling, Utf8Pieces, generate};
 use crate::model::{Predictor, checkpoint};
 use crate::protocol::{Seed, limits};
 use crate::runtime::entropy;
@@ -43,8 +43,9 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         entropy(&mut bytes).context("the operating system gives no random numbers; use --seed")?;
         u64::from_le_bytes(bytes)
     };
+    let sampling = Sampling { temperature: args.temperature, ..Sampling::default() };
     let mut sampler =
-        Sampler::new(args.temperature, &Seed::from_number(seed)).map_err(|error| Failure::Usage(error.into()))?;
+        Sampler::new(sampling, &Seed::from_number(seed), &[]).map_err(|error| Failure::Usage(error.into()))?;
 
     let folder = state_dir(args.state_dir.as_deref())?;
     let path = StateDir::database(&folder);

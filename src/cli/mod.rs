@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, and the one place where errors become words for people.
 
+mod api_keys;
 mod config;
 mod coordinator;
 mod device;
@@ -8,6 +9,8 @@ mod generate;
 mod ledger;
 mod owner;
 mod progress;
+mod queries;
+mod query;
 mod remote;
 mod report;
 mod run;
@@ -48,6 +51,7 @@ Examples:
   hydra up --rounds 20                         train on Hydra's own code and documentation
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
+  hydra query \"fn main\" --coordinator URL       let a coordinator's model write, for HYD
   hydra device bench                           how fast this machine trains
   hydra doctor --coordinator http://host:7700  whether this machine can take part, and what to do if not
   hydra ledger verify                          replay every transfer of the ledger and check it
@@ -64,6 +68,8 @@ enum Command {
     Verifier(Box<verifier::VerifierArgs>),
     Verdicts(verdicts::VerdictsArgs),
     Generate(generate::GenerateArgs),
+    Query(query::QueryArgs),
+    Chat(query::ChatArgs),
     Device(device::DeviceArgs),
     Config(config::ConfigArgs),
     Doctor(doctor::DoctorArgs),
@@ -101,6 +107,8 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Verifier(args) => verifier::run(&args),
         Command::Verdicts(args) => verdicts::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Query(args) => query::run(&args),
+        Command::Chat(args) => query::chat(&args),
         Command::Device(args) => device::run(&args),
         Command::Config(args) => config::run(&args, &settings),
         Command::Doctor(args) => doctor::run(&args, &settings),

@@ -1,6 +1,6 @@
 //! A ledger on another computer, for commands that end when they have their answer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +36,16 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    /// Where it is.
+    pub fn address(&self) -> Option<&str> {
+        self.coordinator.as_deref()
+    }
+
+    /// Certificates to trust besides the well-known ones.
+    pub fn authorities(&self) -> Option<&Path> {
+        self.tls_ca.as_deref()
+    }
+
     /// The ledger over the network, if it is one.
     pub fn ledger(&self) -> Result<Option<RemoteLedger>, Failure> {
         let Some(address) = &self.coordinator else { return Ok(None) };

@@ -8,6 +8,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde::Serialize;
 
+use super::api_keys::{self, KeyCommand};
 use super::ledger::date;
 use super::remote::Remote;
 use super::teller::{LocalTeller, Teller};
@@ -101,6 +102,9 @@ enum WalletCommand {
     /// HYD for something outside of the ledger
     #[command(subcommand)]
     Offer(OfferCommand),
+    /// API keys, with which programs spend this wallet's HYD on queries
+    #[command(subcommand)]
+    Key(KeyCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -139,7 +143,7 @@ enum OfferCommand {
     List,
 }
 
-fn hyd(text: &str) -> Result<Amount, String> {
+pub(super) fn hyd(text: &str) -> Result<Amount, String> {
     let wrong = || "an amount is a decimal number of HYD with at most six places, such as 12.5".to_owned();
     Amount::from_hyd_text(text).map_err(|_| wrong())
 }
@@ -170,6 +174,7 @@ pub(super) fn run(args: &WalletArgs) -> Result<(), Failure> {
             OfferCommand::Cancel { id } => order(teller, Action::Cancel { offer: *id }),
             OfferCommand::List => offers(args, teller),
         },
+        WalletCommand::Key(command) => api_keys::run(command, &args.remote, keypair(args, &folder)?, args.json),
     }
 }
 

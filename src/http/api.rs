@@ -1,6 +1,7 @@
 //! What travels as JSON, and where: both sides of the wire use these.
 
 pub mod ledger;
+pub mod queries;
 
 use serde::{Deserialize, Serialize};
 

@@ -165,6 +165,46 @@ impl Client {
         self.call(Method::GET, path, Bytes::new(), range).await
     }
 
+    /// Asks with an API key for what comes piece by piece: hands each server-sent event to `see`, until that says to stop.
+    pub async fn stream<B: Serialize>(
+        &self,
+        path: &str,
+        key: Option<&str>,
+        body: &B,
+        mut see: impl FnMut(&serde_json::Value) -> bool,
+    ) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        let bearer = key.map(|key| format!("Bearer {key}"));
+        let request = self.request(&Method::POST, path, body.into(), bearer, None)?;
+        let mut body = self.send(request, limits::HTTP_ANSWER_WITHIN).await?.into_body();
+        let mut held: Vec<u8> = Vec::new();
+        loop {
+            let frame = tokio::time::timeout(limits::HTTP_ANSWER_WITHIN, body.frame()).await;
+            let frame = frame.map_err(|_| ClientError::Answer("it did not come in time".to_owned()))?;
+            let Some(frame) = frame else { return Err(ClientError::Answer("it has no end".to_owned())) };
+            let frame = frame.map_err(|error| ClientError::Answer(error.to_string()))?;
+            held.extend(frame.into_data().unwrap_or_default());
+            if held.len() > limits::HTTP_ANSWER_BYTES_MAX {
+                return Err(ClientError::Answer("a line is too long".to_owned()));
+            }
+            while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = held.drain(..=end).collect();
+                let Some(data) = line.trim_ascii().strip_prefix(b"data:") else { continue };
+                if data.trim_ascii() == b"[DONE]" {
+                    return Ok(());
+                }
+                let event: serde_json::Value =
+                    serde_json::from_slice(data).map_err(|error| ClientError::Answer(error.to_string()))?;
+                if let Some(message) = event["error"]["message"].as_str() {
+                    return Err(ClientError::Answer(message.to_owned()));
+                }
+                if !see(&event) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// Makes a signed call: the answer, whose body is still to be read. Where the server has been started anew, it is
     /// signed once more for the new session.
     async fn call(

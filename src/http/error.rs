@@ -97,6 +97,15 @@ pub enum ApiError {
     /// The ledger of this run is another process.
     #[error("the ledger of this run is at {0}; ask there")]
     LedgerElsewhere(String),
+    /// A query is refused.
+    #[error("{}", .0.message)]
+    Query(Box<QueryError>),
+    /// This coordinator answers no queries.
+    #[error("this coordinator answers no queries; start it with --serve")]
+    NotServing,
+    /// An API key is refused a change.
+    #[error("{0}")]
+    ApiKey(String),
     /// Too many calls from this key or address.
     #[error("too many calls; wait {} ms", .0.as_millis())]
     TooManyCalls(Duration),
@@ -106,6 +115,68 @@ pub enum ApiError {
     /// A fault of the server.
     #[error("the server failed: {0}")]
     Internal(String),
+}
+
+/// Why a query is refused, as `OpenAI`'s clients know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// A word for programs.
+    pub code: &'static str,
+    /// The parameter that it is about.
+    pub param: Option<String>,
+    /// For people.
+    pub message: String,
+}
+
+impl QueryError {
+    /// A parameter that cannot be.
+    #[must_use]
+    pub fn invalid(param: &str, message: String) -> Self {
+        let (status, param) = (StatusCode::BAD_REQUEST, Some(param.to_owned()));
+        Self { status, code: "invalid_value", param, message }
+    }
+
+    /// A parameter that is not known here.
+    #[must_use]
+    pub fn unknown(param: &str) -> Self {
+        let message = format!("Unrecognized request argument supplied: {param}");
+        Self { code: "unknown_parameter", ..Self::invalid(param, message) }
+    }
+
+    /// A model that is not served.
+    #[must_use]
+    pub fn model(name: &str) -> Self {
+        let message = format!("The model `{name}` does not exist; GET /v1/models tells which do");
+        let (status, code) = (StatusCode::NOT_FOUND, "model_not_found");
+        Self { status, code, ..Self::invalid("model", message) }
+    }
+
+    /// An API key that is none, or none any more.
+    #[must_use]
+    pub fn key(message: &str) -> Self {
+        let (status, code) = (StatusCode::UNAUTHORIZED, "invalid_api_key");
+        Self { status, code, param: None, message: message.to_owned() }
+    }
+
+    /// Not enough HYD, or not enough that may be spent.
+    #[must_use]
+    pub fn quota(message: String) -> Self {
+        Self { status: StatusCode::PAYMENT_REQUIRED, code: "insufficient_quota", param: None, message }
+    }
+
+    /// Too much at a time.
+    #[must_use]
+    pub fn busy(message: String) -> Self {
+        Self { status: StatusCode::TOO_MANY_REQUESTS, code: "rate_limit_exceeded", param: None, message }
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        Self::Query(Box::new(error))
+    }
 }
 
 impl ApiError {
@@ -144,18 +215,41 @@ impl ApiError {
             Self::NoSuchTransfer => ("no_such_transfer", StatusCode::NOT_FOUND),
             Self::NeverSigned { .. } => ("never_signed", StatusCode::NOT_FOUND),
             Self::LedgerElsewhere(_) => ("ledger_elsewhere", StatusCode::MISDIRECTED_REQUEST),
+            Self::Query(error) => (error.code, error.status),
+            Self::NotServing => ("not_serving", StatusCode::NOT_FOUND),
+            Self::ApiKey(_) => ("api_key_refused", StatusCode::CONFLICT),
             Self::TooManyCalls(_) => ("too_many_calls", StatusCode::TOO_MANY_REQUESTS),
             Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE),
             Self::Internal(_) => ("internal", StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
 
-    /// The answer on the wire: `{"error": {"code", "message", …}}`.
+    /// The object under `error`: with `type` and `param`, which `OpenAI`'s clients look for.
+    #[must_use]
+    pub fn object(&self) -> Map<String, Value> {
+        let kind = match self.status() {
+            StatusCode::PAYMENT_REQUIRED => "insufficient_quota",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        let param = match self {
+            Self::Query(error) => error.param.as_deref(),
+            _ => None,
+        };
+        let fields = [
+            ("code", json!(self.code())),
+            ("message", json!(self.to_string())),
+            ("type", json!(kind)),
+            ("param", json!(param)),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// The answer on the wire: `{"error": {"code", "message", "type", "param", …}}`.
     #[must_use]
     pub fn into_response(self) -> Response {
-        let mut error = Map::new();
-        error.insert("code".into(), json!(self.code()));
-        error.insert("message".into(), json!(self.to_string()));
+        let mut error = self.object();
         let mut detail = |name: &str, value: Value| error.insert(name.into(), value);
         match &self {
             Self::Session { session, time } => {
@@ -185,7 +279,7 @@ impl ApiError {
         }
         let retry_after = match &self {
             Self::TooManyCalls(pause) => Some(pause.as_secs() + 1),
-            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(1),
+            _ if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status()) => Some(1),
             _ => None,
         };
         let body = Value::Object(Map::from_iter([("error".to_owned(), Value::Object(error))])).to_string();

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
+use super::query_metrics::QueryMetrics;
 use crate::coordinator::Report;
 use crate::ledger::Totals;
 use crate::protocol::{Balance, PublicKey, Time, limits};
@@ -46,6 +47,7 @@ pub struct Hub {
     burned: Gauge,
     signed: Gauge,
     refused: Family<CodeLabels, Counter>,
+    pub(super) queries: QueryMetrics,
     seen: Mutex<BTreeMap<PublicKey, Seen>>,
     open: Mutex<BTreeMap<IpAddr, usize>>,
 }
@@ -100,6 +102,7 @@ impl Default for Hub {
             burned: Gauge::default(),
             signed: Gauge::default(),
             refused: Family::default(),
+            queries: QueryMetrics::default(),
             seen: Mutex::default(),
             open: Mutex::default(),
         };
@@ -123,6 +126,7 @@ impl Default for Hub {
         registry.register("ledger_burned_micro", "µHYD that were burned", hub.burned.clone());
         registry.register("ledger_refused", "Requests over HTTP that the ledger refused, by code", hub.refused.clone());
         registry.register("workers", "Workers heard from in the last minute", hub.workers.clone());
+        hub.queries.register(&mut hub.registry);
         hub
     }
 }

@@ -17,6 +17,7 @@ mod error;
 mod hub;
 mod ledger_courier;
 mod openapi;
+mod query_metrics;
 mod rate;
 mod remote_blobs;
 mod server;
@@ -27,10 +28,12 @@ pub use bucket::Bucket;
 pub use client::{Client, ClientError};
 pub use courier::{Courier, GiveUpJob, JobCourier, News};
 pub use desk::Desk;
-pub use error::ApiError;
+pub use error::{ApiError, QueryError};
 pub use hub::Hub;
 pub use ledger_courier::LedgerCourier;
 pub use openapi::{Parameter, ROUTES, Route, document};
 pub use rate::{Rates, Throttle};
 pub use remote_blobs::RemoteBlobs;
-pub use server::{LedgerAt, LedgerParts, Server, ServerConfig, ServerError, ServerLimits, ServerParts, TlsFiles};
+pub use server::{
+    LedgerAt, LedgerParts, QueryParts, Server, ServerConfig, ServerError, ServerLimits, ServerParts, TlsFiles,
+};

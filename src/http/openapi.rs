@@ -2,13 +2,15 @@ use serde_json::{Value, json};
 
 use super::api::ledger::path as ledger;
 use super::api::path;
+use super::api::queries::path as queries;
 
 /// One thing that a server does. The server is built from this table, and so is its description.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
     /// The HTTP method.
     pub method: &'static str,
-    /// The path; `{digest}` stands for a blob's name, `{key}` for a public key, `{transfer}` for a transfer's id or number.
+    /// The path; `{digest}` stands for a blob's name, `{key}` for a public key, `{transfer}` for a transfer's id or number,
+    /// `{model}` for a model's name.
     pub path: &'static str,
     /// Who may call it.
     pub caller: Caller,
@@ -55,6 +57,8 @@ pub enum Caller {
     QueryServer,
     /// A signed call of the operator.
     Admin,
+    /// Whoever has an API key, or is let in without one.
+    ApiKey,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +104,14 @@ pub(super) enum Endpoint {
     Settle,
     PayRound,
     Forfeit,
+    Models,
+    Model,
+    Completions,
+    Chat,
+    Quote,
+    NewApiKey,
+    ApiKeys,
+    RevokeApiKey,
 }
 
 const JSON: &str = "application/json";
@@ -212,6 +224,14 @@ pub const ROUTES: &[Route] = &[
     post(ledger::SETTLEMENTS, Caller::QueryServer, "Settle a query, or give its hold back", Endpoint::Settle),
     post(ledger::PAY, Caller::Payer, "Pay the accepted work of a round", Endpoint::PayRound),
     post(ledger::FORFEITS, Caller::Payer, "Take what false work costs", Endpoint::Forfeit),
+    get(queries::MODELS, Caller::Anybody, "The models that answer queries", Endpoint::Models),
+    get("/v1/models/{model}", Caller::Anybody, "A model that answers queries", Endpoint::Model),
+    post(queries::COMPLETIONS, Caller::ApiKey, "Have a text continued, as with OpenAI", Endpoint::Completions),
+    post(queries::CHAT, Caller::ApiKey, "Have a conversation continued, as with OpenAI", Endpoint::Chat),
+    post(queries::QUOTE, Caller::Anybody, "What a query may cost, given its body", Endpoint::Quote),
+    post(queries::API_KEYS, Caller::Key, "Add an API key to the caller's wallet", Endpoint::NewApiKey),
+    get(queries::API_KEYS, Caller::Key, "The API keys of the caller's wallet", Endpoint::ApiKeys),
+    post(queries::REVOKE, Caller::Key, "End an API key of the caller's wallet", Endpoint::RevokeApiKey),
 ];
 
 impl Route {
@@ -245,7 +265,7 @@ pub fn document<'a>(routes: impl Iterator<Item = &'a Route>) -> Value {
                 "in": "header",
                 "name": "Authorization",
                 "description": "\"Hydra \" and a signed Call (session, method, path, body digest, time, nonce) in base64url; see the chapter on the protocol",
-            }},
+            }, "api_key": { "type": "http", "scheme": "bearer" } },
             "schemas": { "Error": {
                 "type": "object",
                 "required": ["error"],
@@ -272,6 +292,7 @@ fn operation(route: &Route) -> Value {
         ("digest", "BLAKE3, lower-case hexadecimal", "^[0-9a-f]{64}$"),
         ("key", "An Ed25519 public key, lower-case hexadecimal", "^[0-9a-f]{64}$"),
         ("transfer", "The id of a transfer, or its number", "^([0-9a-f]{32}|[0-9]{1,19})$"),
+        ("model", "The name of a model", "^hydra$"),
     ] {
         if route.path.contains(&format!("{{{name}}}")) {
             parameters.push(json!({
@@ -290,8 +311,10 @@ fn operation(route: &Route) -> Value {
     if let Some(takes) = route.takes {
         operation["requestBody"] = json!({ "required": true, "content": { takes: {} } });
     }
-    if route.caller != Caller::Anybody {
-        operation["security"] = json!([{ "signed": [] }]);
+    match route.caller {
+        Caller::Anybody => {}
+        Caller::ApiKey => operation["security"] = json!([{ "api_key": [] }, {}]),
+        _ => operation["security"] = json!([{ "signed": [] }]),
     }
     operation
 }

@@ -1,8 +1,16 @@
 //! Text from a trained model.
+//!
+//! [`generate`] writes one text on any device. [`Engine`] writes many at a time on the processor, for those who ask over
+//! the network: [`Scheduler`], a pure core, says which go on in each step, and [`Decoder`](crate::model::Decoder)
+//! computes it. [`Sampler`] chooses the tokens of each.
 
+mod engine;
 mod sampling;
+mod scheduler;
 
-pub use sampling::{Sampler, SamplingError, Utf8Pieces};
+pub use engine::{Engine, Event, Model, NoPlace, Place, Sink};
+pub use sampling::{Sampler, Sampling, SamplingError, Utf8Pieces, likeliest, log_probability};
+pub use scheduler::{Finish, Full, Job, Probability, Progress, Scheduler, SequenceId, Step, Written};
 
 use crate::model::Predictor;
 use crate::protocol::VOCABULARY_END;

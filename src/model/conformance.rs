@@ -5,7 +5,7 @@ use super::device::{DeviceChoice, Operations};
 use super::engine::tests::{TINY, check_gradients, gradients_on, lively, random_batch};
 use super::network::Network;
 use super::{BurnEngine, Predictor, checkpoint};
-use crate::inference::{Sampler, generate};
+use crate::inference::{Sampler, Sampling, generate};
 use crate::protocol::{InnerOptimizer, ModelSpec, Seed};
 use crate::training::{Batch, Engine, EngineError, Params};
 
@@ -137,7 +137,8 @@ fn generated_text_is_the_reference() {
     let write = |device| {
         let predictor = Predictor::new(device, &SMALL, &params).unwrap();
         let mut text = Vec::new();
-        let mut sampler = Sampler::new(0.0, &Seed::from_number(1)).unwrap();
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let mut sampler = Sampler::new(greedy, &Seed::from_number(1), &[]).unwrap();
         generate(&predictor, b"the cat", 60, &mut sampler, |byte| {
             text.push(byte);
             Ok(())

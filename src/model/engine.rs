@@ -45,6 +45,12 @@ impl BurnEngine {
 
 /// `params` on `device`, if they are of `model` and finite.
 pub(super) fn load(model: &ModelSpec, params: &Params, device: &Device) -> Result<Weights, EngineError> {
+    check_params(model, params)?;
+    Ok(upload(params, device))
+}
+
+/// Refuses parameters that are not of `model`, or not finite.
+pub(super) fn check_params(model: &ModelSpec, params: &Params) -> Result<(), EngineError> {
     model.validate().map_err(|error| EngineError::Mismatch(error.to_string()))?;
     let layout = Layout::of(model);
     if params.layout() != &layout {
@@ -54,7 +60,7 @@ pub(super) fn load(model: &ModelSpec, params: &Params, device: &Device) -> Resul
     if !params.is_finite() {
         return Err(EngineError::NotFinite("a weight of the base model"));
     }
-    Ok(upload(params, device))
+    Ok(())
 }
 
 /// The inputs and the targets of a batch, each `sequences × context` tokens.

@@ -10,7 +10,8 @@
 //! - `optimizer`: `AdamW` and Muon, likewise;
 //! - `fused`, `matmul`: the same on the processor, several times faster;
 //! - `network`: which of the two a device gets;
-//! - [`engine`](BurnEngine): training and measuring; [`Predictor`]: the next token;
+//! - [`engine`](BurnEngine): training and measuring; [`Predictor`]: the next token; [`Decoder`]: many texts,
+//!   token by token;
 //! - [`speed`]: what a device achieves.
 
 pub mod checkpoint;
@@ -32,5 +33,6 @@ mod weights;
 pub use checkpoint::CheckpointError;
 pub use device::{DeviceChoice, DeviceError};
 pub use engine::BurnEngine;
+pub use fused::{Cache, Decoder, Turn};
 pub use predictor::Predictor;
 pub use presets::{Preset, PresetError, Recipe};

@@ -216,6 +216,50 @@ pub const DATABASE_WAIT: Duration = Duration::from_secs(5);
 /// Tokens that one `generate` call produces.
 pub const GENERATE_TOKENS_MAX: u32 = 65_536;
 
+/// Queries that are answered at the same time: from here on more in a step bring hardly more tokens a second, and each
+/// has a cache of its own (8 MB at the preset small).
+pub const QUERIES_RUNNING_MAX: usize = 64;
+
+/// Queries that wait for a place; more are told to come back later.
+pub const QUERIES_WAITING_MAX: usize = 256;
+
+/// Tokens of a prompt that are read in one step, so that those under way do not wait long: a few milliseconds' work.
+pub const PROMPT_PIECE: usize = 128;
+
+/// Prompts that are read at the same time, for the same reason.
+pub const PROMPTS_READ_AT_A_TIME: usize = 4;
+
+/// Texts that one query may ask for: each takes a place.
+pub const CHOICES_MAX: usize = 16;
+
+/// Stop texts of a query (`OpenAI`'s bound), and bytes of each.
+pub const STOPS_MAX: usize = 4;
+
+/// See [`STOPS_MAX`].
+pub const STOP_BYTES_MAX: usize = 256;
+
+/// Likeliest tokens that are told at each place (`OpenAI`'s bound).
+pub const TOP_LOGPROBS_MAX: usize = 20;
+
+/// A query's body: the longest context as escaped JSON, with room for what is around it.
+pub const QUERY_BYTES_MAX: usize = 1 << 20;
+
+/// How long a query's hold lasts: longer than any answer takes, and short enough that what a crash leaves held is soon
+/// back where nobody gives it back before.
+pub const QUERY_HOLD: Duration = Duration::from_mins(15);
+
+/// API keys of one wallet, revoked ones included.
+pub const API_KEYS_PER_WALLET: usize = 64;
+
+/// API keys that a server knows: some 200 bytes each.
+pub const API_KEYS_MAX: usize = 1 << 20;
+
+/// The name of an API key, in bytes.
+pub const API_KEY_NAME_BYTES_MAX: usize = 64;
+
+/// Addresses whose free allowance is remembered: 50 bytes each.
+pub const FREE_ADDRESSES_MAX: usize = 1 << 17;
+
 /// A record of a coordinator's run: the largest is the pay of [`TASKS_PER_ROUND_MAX`] workers, 45 bytes each.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
 

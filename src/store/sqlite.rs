@@ -5,12 +5,13 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
 
-use super::{coordinator, ledger};
+use super::{coordinator, ledger, queries};
 use crate::protocol::limits;
 
 /// The schema, one step a version. Steps are only ever added at the end: files that were written with the earlier ones
 /// are out there.
-const STEPS: &[M<'static>] = &[M::up(ledger::SCHEMA_1), M::up(coordinator::SCHEMA), M::up(ledger::SCHEMA_2)];
+const STEPS: &[M<'static>] =
+    &[M::up(ledger::SCHEMA_1), M::up(coordinator::SCHEMA), M::up(ledger::SCHEMA_2), M::up(queries::SCHEMA)];
 
 /// "HYDR" in the file's header: which program the file belongs to.
 const APPLICATION_ID: i32 = i32::from_be_bytes(*b"HYDR");

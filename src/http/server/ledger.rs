@@ -167,7 +167,7 @@ impl LedgerSite {
     }
 
     /// Asks the ledger itself. What it answers is durable.
-    async fn ask(&self, request: Request) -> Result<Answer, ApiError> {
+    pub async fn ask(&self, request: Request) -> Result<Answer, ApiError> {
         heard(self.send(request)?).await
     }
 

@@ -3,6 +3,7 @@
 mod blobs;
 mod ledger;
 mod operations;
+mod queries;
 mod request;
 mod status;
 mod verifiers;
@@ -33,6 +34,7 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use self::ledger::LedgerSite;
+use self::queries::QuerySite;
 use self::request::{Asked, Peer};
 use super::admission::Admission;
 use super::auth::Gate;
@@ -65,6 +67,8 @@ pub struct ServerParts {
     pub dataset: BTreeSet<Digest>,
     /// Who may take part.
     pub admission: Admission,
+    /// What answers queries, if anything does.
+    pub queries: Option<QueryParts>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Events and numbers.
@@ -90,6 +94,8 @@ pub struct LedgerParts {
     /// The key that it signs with.
     pub key: PublicKey,
 }
+
+pub use self::queries::QueryParts;
 
 /// How a server serves it.
 #[derive(Debug, Clone, Default)]
@@ -149,6 +155,9 @@ pub enum ServerError {
     /// The network, the file system or the machine refused.
     #[error("the server cannot start: {0}")]
     Io(#[from] io::Error),
+    /// What queries are not settled cannot be read.
+    #[error("the server cannot start: {0}")]
+    Queries(#[from] crate::store::QueryStoreError),
     /// A certificate or key cannot be read.
     #[error("cannot read {}: {error}", path.display())]
     Pem {
@@ -191,6 +200,7 @@ pub(super) struct Site {
     uploads: Uploads,
     dataset: BTreeSet<Digest>,
     admission: Admission,
+    queries: Option<Arc<QuerySite>>,
 }
 
 impl Deref for Site {
@@ -241,10 +251,16 @@ impl Server {
             blobs: parts.blobs,
             dataset: parts.dataset,
             admission: parts.admission,
+            queries: parts.queries.map(|parts| Arc::new(QuerySite::new(parts))),
         });
+        let unsettled = site.queries.as_deref().map(QuerySite::unsettled).transpose()?;
         let server = Self::serve(listener, Arc::clone(&site), stop)?;
         if let Some(runtime) = &server.runtime {
-            runtime.spawn(blobs::sweep(site));
+            runtime.spawn(blobs::sweep(Arc::clone(&site)));
+            if let Some(unsettled) = unsettled {
+                runtime.spawn(queries::recover(Arc::clone(&site), unsettled));
+                runtime.spawn(queries::follow(site));
+            }
         }
         Ok(server)
     }
@@ -469,7 +485,10 @@ impl Answering for Site {
         match endpoint {
             Endpoint::Health => Ok(status::plain("alive\n")),
             Endpoint::Ready => status::ready(site).await,
-            Endpoint::Metrics => status::metrics(site, site.ledger.as_ref().ok()).await,
+            Endpoint::Metrics => {
+                queries::measure(site);
+                status::metrics(site, site.ledger.as_ref().ok()).await
+            }
             Endpoint::OpenApi => Ok(request::json(&super::openapi::document(ROUTES.iter()))),
             Endpoint::Hello => status::hello(site).await,
             Endpoint::Status => status::status(site).await,
@@ -491,6 +510,14 @@ impl Answering for Site {
             Endpoint::Finish => operations::finish(site, asked).await,
             Endpoint::Invite => operations::invite(site, asked).await,
             Endpoint::Keys => operations::keys(site, asked).await,
+            Endpoint::Models
+            | Endpoint::Model
+            | Endpoint::Completions
+            | Endpoint::Chat
+            | Endpoint::Quote
+            | Endpoint::NewApiKey
+            | Endpoint::ApiKeys
+            | Endpoint::RevokeApiKey => queries::answer(site, endpoint, asked).await,
             endpoint => match &site.ledger {
                 Ok(ledger) => ledger::answer(&site.front, ledger, endpoint, asked).await,
                 Err(elsewhere) => Err(ApiError::LedgerElsewhere(elsewhere.clone())),

@@ -8,7 +8,7 @@ use super::kernels::{dot, exp, exp_row};
 use super::pool::Scratch;
 
 /// Query rows that are computed together: large enough for matrix kernels, small enough to waste little on the mask.
-const QUERY_ROWS: usize = 32;
+pub(super) const QUERY_ROWS: usize = 32;
 
 /// Cosines and sines of rotary positions, `positions × head/2` each.
 #[derive(Debug)]
@@ -41,10 +41,15 @@ impl Rotary {
     /// Turns the queries and keys of rows `queries, keys, values` of one sequence, and scales the queries by
     /// 1/√head. With `back`, the transposed map: what turns gradients back.
     pub fn turn(&self, rows: &mut [f32], width: usize, head: usize, back: bool) {
+        self.turn_from(0, rows, width, head, back);
+    }
+
+    /// The same for rows of which the first is at position `first`.
+    pub fn turn_from(&self, first: usize, rows: &mut [f32], width: usize, head: usize, back: bool) {
         let half = head / 2;
         let sign = if back { -1.0 } else { 1.0 };
         let query_scale = (head as f32).sqrt().recip();
-        let tables = self.cosines.chunks_exact(half).zip(self.sines.chunks_exact(half));
+        let tables = self.cosines.chunks_exact(half).zip(self.sines.chunks_exact(half)).skip(first);
         for (row, (cosines, sines)) in rows.chunks_exact_mut(3 * width).zip(tables) {
             let (queries, rest) = row.split_at_mut(width);
             for (part, scale) in [(queries, query_scale), (&mut rest[..width], 1.0)] {

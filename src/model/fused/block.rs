@@ -35,13 +35,13 @@ pub struct BlockShape {
 
 /// The weights of a block in the order of the layout, or their gradients. Queries, keys and values are one matrix, and
 /// so are gate and up.
-struct Split<T> {
-    attention_gain: T,
-    qkv: T,
-    o: T,
-    hidden_gain: T,
-    gate_up: T,
-    down: T,
+pub(super) struct Split<T> {
+    pub attention_gain: T,
+    pub qkv: T,
+    pub o: T,
+    pub hidden_gain: T,
+    pub gate_up: T,
+    pub down: T,
 }
 
 impl BlockShape {
@@ -51,7 +51,7 @@ impl BlockShape {
         [width, 3 * width * width, width * width, width, 2 * hidden * width, width * hidden]
     }
 
-    fn weights<'a>(&self, mut all: &'a [f32]) -> Split<&'a [f32]> {
+    pub(super) fn weights<'a>(&self, mut all: &'a [f32]) -> Split<&'a [f32]> {
         assert_eq!(all.len(), self.sizes().iter().sum::<usize>(), "weights are those of the block");
         let [attention_gain, qkv, o, hidden_gain, gate_up, down] = self.sizes().map(|size| front(&mut all, size));
         Split { attention_gain, qkv, o, hidden_gain, gate_up, down }
@@ -156,7 +156,7 @@ fn forward_chunk(x: &[f32], y: &mut [f32], saved: Saved<&mut [f32]>, weights: &S
 }
 
 /// `out ← keep · out + x × weightᵀ`, for `x` of rows × inner and `weight` of outer × inner.
-fn linear(x: &[f32], weight: &[f32], out: &mut [f32], keep: f32, [rows, inner, outer]: [usize; 3]) {
+pub(super) fn linear(x: &[f32], weight: &[f32], out: &mut [f32], keep: f32, [rows, inner, outer]: [usize; 3]) {
     let (x, weight) = (Matrix::new(x, rows, inner), Matrix::new(weight, outer, inner));
     matmul(MatrixMut::new(out, rows, outer), keep, 1.0, x, weight.t());
 }

@@ -81,10 +81,16 @@ pub(super) fn backward(
 /// The embeddings of tokens, `tokens × width`.
 pub(super) fn embed(embedding: &[f32], tokens: &[u16], width: usize) -> Vec<f32> {
     let mut out = take(tokens.len() * width);
+    embed_into(embedding, tokens, &mut out);
+    out
+}
+
+/// The same into a buffer of tokens × width.
+pub(super) fn embed_into(embedding: &[f32], tokens: &[u16], out: &mut [f32]) {
+    let width = out.len() / tokens.len();
     for (row, &token) in out.chunks_exact_mut(width).zip(tokens) {
         row.copy_from_slice(&embedding[usize::from(token) * width..][..width]);
     }
-    out
 }
 
 /// The gradient of the embedding (of `length` numbers), from that of [`embed`]'s output.

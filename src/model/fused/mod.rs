@@ -3,10 +3,12 @@
 //!
 //! Plain burn operations spend three quarters of a small model's step on copies, permutations and allocations, on one
 //! core. These work on plain slices: matrix products at full speed, everything else fused around them, buffers kept.
+//! `decode` is the same network for one token after the other, with what attention has seen kept.
 //! The code of `transformer` is their definition; tests compare. On libtorch the same operations are libtorch's own.
 
 mod attention;
 mod block;
+mod decode;
 mod head;
 mod kernels;
 mod ops;
@@ -28,6 +30,7 @@ use self::block::BlockShape;
 use self::ops::FusedOps;
 use crate::protocol::ModelSpec;
 
+pub use self::decode::{Cache, Decoder, Turn};
 pub(super) use self::optimizer::Optimizer;
 pub(super) use self::pool::kept_bytes;
 

@@ -1,0 +1,65 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+
+use super::Failure;
+use crate::http::QueryParts;
+use crate::inference::Engine;
+use crate::protocol::{Amount, Digest};
+use crate::store::{Database, QueryStore, StateDir};
+
+/// Bytes of the shortest operator's key that nobody guesses.
+const OPERATOR_KEY_BYTES_MIN: usize = 16;
+
+/// How queries are answered, and what they cost.
+#[derive(Debug, Args)]
+pub(super) struct QueryArgs {
+    /// Answer queries to the newest model over HTTP (the chapter on inference says how)
+    #[arg(long)]
+    serve: bool,
+    /// What a token costs, of a prompt or of an answer, in µHYD
+    #[arg(long, value_name = "MICRO", default_value_t = 10, value_parser = clap::value_parser!(u32))]
+    price: u32,
+    /// Tokens a day that each address may use without an API key
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    free_tokens: u64,
+    /// A file with the operator's API key in its first line: queries with it cost nothing
+    #[arg(long, value_name = "FILE")]
+    operator_key_file: Option<PathBuf>,
+    /// Threads that answer queries [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    serve_threads: Option<u16>,
+}
+
+impl QueryArgs {
+    /// Whether queries are answered.
+    pub fn is_on(&self) -> bool {
+        self.serve
+    }
+
+    /// What answers queries, with what must not be forgotten in the state directory.
+    pub fn open(&self, folder: &Path) -> Result<Option<QueryParts>, Failure> {
+        if !self.serve {
+            return Ok(None);
+        }
+        let operator = self.operator_key_file.as_deref().map(operator).transpose()?;
+        let store = QueryStore::new(Database::open(StateDir::database(folder))?);
+        let engine = Engine::start(self.serve_threads.map_or_else(super::cores, usize::from))?;
+        let price = Amount::from_micro(self.price.into()).context("the price is no amount")?;
+        Ok(Some(QueryParts { engine, store, price, free_tokens: self.free_tokens, operator }))
+    }
+}
+
+fn operator(path: &Path) -> Result<Digest, Failure> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let key = text.lines().next().unwrap_or_default().trim();
+    if key.len() < OPERATOR_KEY_BYTES_MIN {
+        let least = OPERATOR_KEY_BYTES_MIN;
+        return Err(Failure::Usage(anyhow!(
+            "the operator's key in {} must have {least} bytes or more",
+            path.display()
+        )));
+    }
+    Ok(Digest::of(key.as_bytes()))
+}

@@ -1,0 +1,251 @@
+//! What queries cost, and who pays: held in the ledger before the first token, settled after the last.
+//!
+//! Each query that is paid is noted on the disk before anything is held for it, and its price before that is settled. So
+//! after a crash what was not settled is settled or given back, once: the ledger does what has the same name once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::QuerySite;
+use crate::http::error::{ApiError, QueryError};
+use crate::http::server::Site;
+use crate::ledger::{BookError, LedgerError, OrderError, Request, TransferId};
+use crate::protocol::{Amount, Digest, PublicKey, Time, limits};
+use crate::runtime::entropy;
+use crate::store::{OpenQuery, QueryStore, QueryStoreError};
+
+/// A day of the free allowance, in milliseconds.
+const DAY_MS: u64 = 24 * 3_600_000;
+
+/// How long to wait before a settlement is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Who pays for a query.
+#[derive(Debug, Clone, Copy)]
+pub enum Payer {
+    /// Nobody: the operator asks.
+    Operator,
+    /// Nobody, as long as the allowance of this address lasts.
+    Free(IpAddr),
+    /// The wallet of an API key.
+    Key { digest: Digest, wallet: PublicKey },
+}
+
+/// What a query owes when it has ended.
+pub struct Bill {
+    payer: Payer,
+    /// Tokens that were taken from an allowance.
+    allowed: u64,
+    held: Option<OpenQuery>,
+}
+
+/// How many free tokens each address has used today.
+#[derive(Debug)]
+pub struct Allowance {
+    tokens: u64,
+    used: Mutex<(u64, BTreeMap<IpAddr, u64>)>,
+}
+
+impl Allowance {
+    pub fn new(tokens: u64) -> Self {
+        Self { tokens, used: Mutex::default() }
+    }
+
+    /// Whether there is any.
+    pub fn is_any(&self) -> bool {
+        self.tokens > 0
+    }
+
+    fn take(&self, address: IpAddr, tokens: u64, now: Time) -> Result<(), QueryError> {
+        let mut guard = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let (day, used) = &mut *guard;
+        if *day != now.0 / DAY_MS {
+            *day = now.0 / DAY_MS;
+            used.clear();
+        }
+        let mine = used.get(&address).copied().unwrap_or(0);
+        if mine + tokens > self.tokens || (used.len() >= limits::FREE_ADDRESSES_MAX && mine == 0) {
+            let left = self.tokens.saturating_sub(mine);
+            return Err(QueryError::quota(format!(
+                "{left} of today's {} free tokens are left, and this query may use {tokens}; use an API key of a wallet \
+                 with HYD (`hydra wallet key create`)",
+                self.tokens
+            )));
+        }
+        used.insert(address, mine + tokens);
+        Ok(())
+    }
+
+    fn give_back(&self, address: IpAddr, tokens: u64) {
+        let mut guard = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(used) = guard.1.get_mut(&address) {
+            *used = used.saturating_sub(tokens);
+        }
+    }
+}
+
+/// Does something with the store, which may wait for the disk.
+pub async fn with_store<T: Send + 'static>(
+    queries: &QuerySite,
+    act: impl FnOnce(&mut QueryStore) -> Result<T, QueryStoreError> + Send + 'static,
+) -> Result<T, QueryStoreError> {
+    let store = Arc::clone(&queries.store);
+    let done =
+        tokio::task::spawn_blocking(move || act(&mut store.lock().unwrap_or_else(PoisonError::into_inner))).await;
+    done.unwrap_or(Err(QueryStoreError::Damaged))
+}
+
+fn internal(error: &QueryStoreError) -> ApiError {
+    ApiError::Internal(error.to_string())
+}
+
+impl QuerySite {
+    /// Who pays, by what a request says in its header.
+    pub async fn payer(&self, bearer: Option<&str>, address: IpAddr, now: Time) -> Result<Payer, ApiError> {
+        let secret = match bearer {
+            None | Some("free") if self.free.is_any() => return Ok(Payer::Free(address)),
+            None => {
+                return Err(
+                    QueryError::key("you did not provide an API key; `hydra wallet key create` makes one").into()
+                );
+            }
+            Some(secret) => Digest::of(secret.as_bytes()),
+        };
+        if self.operator == Some(secret) {
+            return Ok(Payer::Operator);
+        }
+        let key = with_store(self, move |store| store.find(&secret)).await.map_err(|error| internal(&error))?;
+        match key {
+            None => Err(QueryError::key("this API key is not known here").into()),
+            Some(key) if key.revoked => Err(QueryError::key("this API key was revoked").into()),
+            Some(key) if key.expires.is_some_and(|expires| expires <= now) => {
+                Err(QueryError::key("this API key has expired").into())
+            }
+            Some(key) => Ok(Payer::Key { digest: key.digest, wallet: key.wallet }),
+        }
+    }
+
+    /// What so many tokens cost.
+    pub fn cost(&self, tokens: u64) -> Amount {
+        let micro = i64::try_from(tokens).ok().and_then(|tokens| self.price.micro().checked_mul(tokens));
+        micro.and_then(|micro| Amount::from_micro(micro).ok()).unwrap_or(Amount::ZERO)
+    }
+}
+
+/// Has the price of so many tokens held.
+pub async fn hold(site: &Arc<Site>, queries: &QuerySite, payer: Payer, tokens: u64) -> Result<Bill, ApiError> {
+    let now = site.clock.now();
+    let mut bill = Bill { payer, allowed: 0, held: None };
+    let (digest, wallet) = match payer {
+        Payer::Operator => return Ok(bill),
+        Payer::Free(address) => {
+            queries.free.take(address, tokens, now)?;
+            return Ok(Bill { allowed: tokens, ..bill });
+        }
+        Payer::Key { digest, wallet } => (digest, wallet),
+    };
+    let most = queries.cost(tokens);
+    if most.is_zero() {
+        return Ok(bill);
+    }
+    let ledger = site.ledger.as_ref().map_err(|elsewhere| ApiError::LedgerElsewhere(elsewhere.clone()))?;
+    let mut random = [0; 8];
+    entropy(&mut random).map_err(|error| ApiError::Internal(error.to_string()))?;
+    let id = TransferId::request(now, u64::from_le_bytes(random));
+    let open = OpenQuery { id, key: digest, wallet, most, cost: None, expires: now + limits::QUERY_HOLD };
+    with_store(queries, move |store| store.open(&open)).await.map_err(|error| match error {
+        QueryStoreError::Limit { .. } => QueryError::quota(error.to_string()).into(),
+        error => internal(&error),
+    })?;
+    let held = ledger.ask(Request::Hold { id, wallet, amount: most, expires: open.expires }).await;
+    bill.held = Some(open);
+    match held {
+        Ok(_) => Ok(bill),
+        Err(error) => {
+            // Whatever has become of it, it is given back.
+            bill.release(site, queries);
+            Err(match error {
+                ApiError::Ledger(LedgerError::Order(OrderError::Book(BookError::Insufficient {
+                    available, ..
+                }))) => QueryError::quota(format!("this query may cost {most}, and the wallet can spend {available}"))
+                    .into(),
+                error => error,
+            })
+        }
+    }
+}
+
+impl Bill {
+    /// Nothing is owed.
+    pub fn release(self, site: &Arc<Site>, queries: &QuerySite) {
+        if let Payer::Free(address) = self.payer {
+            queries.free.give_back(address, self.allowed);
+        }
+        let Some(open) = self.held else { return };
+        let site = Arc::clone(site);
+        tokio::spawn(async move { settle_until_done(&site, OpenQuery { cost: Some(Amount::ZERO), ..open }).await });
+    }
+
+    /// Pays for so many tokens: what was paid.
+    pub async fn pay(self, site: &Arc<Site>, queries: &QuerySite, tokens: u64) -> Amount {
+        if let Payer::Free(address) = self.payer {
+            queries.free.give_back(address, self.allowed.saturating_sub(tokens));
+        }
+        let Some(open) = self.held else { return Amount::ZERO };
+        let cost = queries.cost(tokens);
+        let open = OpenQuery { cost: Some(cost), ..open };
+        // Where the disk fails, the query is settled all the same; after a crash it would be given back.
+        let _ = with_store(queries, move |store| store.price(open.id, cost)).await;
+        match settle(site, queries, open).await {
+            Some(paid) => paid,
+            None => {
+                let site = Arc::clone(site);
+                tokio::spawn(async move { settle_until_done(&site, open).await });
+                cost
+            }
+        }
+    }
+}
+
+/// Settles what was under way when the process ended.
+pub async fn recover(site: Arc<Site>, unsettled: Vec<OpenQuery>) {
+    for open in unsettled {
+        settle_until_done(&site, OpenQuery { cost: Some(open.cost.unwrap_or(Amount::ZERO)), ..open }).await;
+    }
+}
+
+async fn settle_until_done(site: &Site, open: OpenQuery) {
+    let Some(queries) = &site.queries else { return };
+    while settle(site, queries, open).await.is_none() {
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Settles a query: what was paid, or nothing where the ledger cannot say.
+async fn settle(site: &Site, queries: &QuerySite, open: OpenQuery) -> Option<Amount> {
+    let OpenQuery { id, wallet, cost, .. } = open;
+    let cost = cost.unwrap_or(Amount::ZERO);
+    let ledger = site.ledger.as_ref().ok()?;
+    let contributors = site.look(|state| {
+        let mut work: Vec<(PublicKey, u64)> =
+            state.workers().iter().map(|(key, worker)| (*key, worker.tokens)).collect();
+        work.retain(|(_, tokens)| *tokens > 0);
+        work.sort_by_key(|(key, tokens)| (std::cmp::Reverse(*tokens), *key));
+        work.truncate(limits::CONTRIBUTORS_MAX);
+        work
+    });
+    let contributors = contributors.await.ok()?;
+    let paid = match ledger.ask(Request::Settle { query: id, wallet, cost, contributors }).await {
+        // Settled before, when others had contributed.
+        Ok(_) | Err(ApiError::Ledger(LedgerError::Order(OrderError::IdReused { .. }))) => cost,
+        Err(ApiError::Ledger(LedgerError::Store(_))) => return None,
+        // There is no hold, or none any more.
+        Err(ApiError::Ledger(_)) => Amount::ZERO,
+        Err(_) => return None,
+    };
+    with_store(queries, move |store| store.close(id, paid)).await.ok()?;
+    site.hub.queries.paid_micro.inc_by(u64::try_from(paid.micro()).unwrap_or(0));
+    Some(paid)
+}
