@@ -1,6 +1,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
 
@@ -23,10 +23,6 @@ pub struct Worker {
     ports: WorkerPorts,
     /// Stops the training under way.
     stop: Arc<AtomicBool>,
-    /// Steps of the training under way, and how many there were at the last heartbeat: a worker that stands still, or is
-    /// paused, renews nothing.
-    steps: Arc<AtomicU64>,
-    beaten: u64,
     left: Option<Finished>,
 }
 
@@ -50,7 +46,7 @@ impl Worker {
     /// A worker that signs with `key`.
     #[must_use]
     pub fn new(core: Labour, key: Keypair, ports: WorkerPorts) -> Self {
-        Self { core, key, ports, stop: Arc::default(), steps: Arc::default(), beaten: 0, left: None }
+        Self { core, key, ports, stop: Arc::default(), left: None }
     }
 
     /// Hands this in first: an earlier process finished it and heard no acknowledgement.
@@ -73,12 +69,7 @@ impl Worker {
                     let gone = self.ports.results.let_go();
                     self.note(gone);
                 }
-                Effect::Heartbeat(task) => {
-                    let steps = self.steps.load(Ordering::Relaxed);
-                    if steps > std::mem::replace(&mut self.beaten, steps) {
-                        self.send(&WorkerRequest::Heartbeat(task), ctx);
-                    }
-                }
+                Effect::Heartbeat(task) => self.send(&WorkerRequest::Heartbeat(task), ctx),
                 Effect::Upload(payload) => self.upload(payload, ctx),
                 Effect::Cancel => self.stop.store(true, Ordering::Relaxed),
                 Effect::WakeAt(at) => {
@@ -104,15 +95,14 @@ impl Worker {
     }
 
     fn train(&mut self, task: Task, ctx: &Context<Self>) {
-        (self.stop, self.steps, self.beaten) = (Arc::default(), Arc::default(), 0);
+        self.stop = Arc::default();
         let (compute, watch) = (Arc::clone(&self.ports.compute), self.ports.watch.clone());
-        let (stop, steps) = (Arc::clone(&self.stop), Arc::clone(&self.steps));
+        let stop = Arc::clone(&self.stop);
         let (to, worker) = (ctx.address(), self.key.public());
         let kind = WorkKind::Train { tokens: task.tokens() };
         let job = Box::new(move || {
             let result = compute.train(&task, |loss| {
                 watch.note(Note::Step { worker, loss });
-                steps.fetch_add(1, Ordering::Relaxed);
                 !stop.load(Ordering::Relaxed)
             });
             let task = task.id();

@@ -12,6 +12,8 @@ use crate::training::Trained;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The same for a request for work, which a coordinator may hold open for a while.
 const WORK_WITHIN: Duration = Duration::from_secs(30);
+/// Times that a lease is renewed: what hangs, or is paused, is left to others in the end.
+const BEATS_MAX: u32 = 20;
 /// The shortest time between two heartbeats.
 const BEAT_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
@@ -108,6 +110,8 @@ pub struct Labour {
     failures: u32,
     /// When the lease under way is to be renewed, and how often.
     beat: (Time, Duration),
+    /// Times that it may still be renewed.
+    beats: u32,
     /// When to try again, and how often that was.
     retry: Option<(Time, u32)>,
     /// Results that were found false, and that others were asked to judge again.
@@ -124,6 +128,7 @@ impl Labour {
             tokens_per_second: 0,
             training_since: None,
             beat: (Time(0), BEAT_MIN),
+            beats: 0,
             failures: 0,
             retry: None,
             appealed: BTreeSet::new(),
@@ -191,6 +196,7 @@ impl Labour {
                 // Two may get lost.
                 let every = (lease.deadline.since(now) / 3).max(BEAT_MIN);
                 self.beat = (now + every, every);
+                self.beats = BEATS_MAX;
                 vec![Effect::Train(Box::new(lease.task)), Effect::WakeAt(self.beat.0)]
             }
             (WorkerReply::Wait { until }, Stage::Asking) => {
@@ -262,11 +268,12 @@ impl Labour {
             (Stage::Training(task), _) => {
                 self.stage = Stage::Training(task);
                 let (at, every) = self.beat;
-                if now < at {
+                if now < at || self.beats == 0 {
                     // A wake for something that is over; the next beat has its own.
                     return vec![];
                 }
                 self.beat.0 = now + every;
+                self.beats -= 1;
                 vec![Effect::Heartbeat(task), Effect::WakeAt(self.beat.0)]
             }
             (Stage::Resting, Some((at, _))) if now >= at => self.enter(now, Stage::Asking),
