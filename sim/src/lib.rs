@@ -16,6 +16,7 @@ mod outcome;
 mod panel;
 mod presence;
 mod process;
+mod prose;
 mod report;
 mod scenario;
 pub mod shrink;

@@ -74,7 +74,7 @@ pub struct Job {
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub aggregation: Aggregation,
-    /// Files and folders to train on, relative to the scenario file; Hydra's own code and documentation where none are
+    /// Files and folders to train on, relative to the scenario file; made-up text that never changes where none are
     /// named.
     #[serde(default)]
     pub data: Vec<PathBuf>,

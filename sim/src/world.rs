@@ -28,6 +28,7 @@ use crate::network::{Door, Front, Link, Place, Standing};
 use crate::outcome::{Caught, Outcome, Played, RoundRow, Struck, outcome};
 use crate::panel::{Judge, Panel};
 use crate::process::{Machine, Process, WorldBlobs};
+use crate::prose;
 use crate::scenario::Objective;
 use crate::surrogate::Surrogate;
 use crate::{Behaviour, Device, Scenario, VerifierBehaviour};
@@ -317,11 +318,12 @@ impl World {
         threads: usize,
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, SimError> {
-        let data = data::read(&scenario.job.data)?;
-        data.corpus.check(scenario.job.model.context)?;
+        let corpus =
+            if scenario.job.data.is_empty() { prose::corpus()? } else { data::read(&scenario.job.data)?.corpus };
+        corpus.check(scenario.job.model.context)?;
         let blobs = Arc::new(WorldBlobs::default());
         let put = |bytes: &[u8]| blobs.put(bytes).map_err(ComputeError::from);
-        let manifest = data.corpus.store(|shard| put(shard).map(drop))?;
+        let manifest = corpus.store(|shard| put(shard).map(drop))?;
         let spec = scenario.spec(seed, put(&manifest.encode())?);
         let engine = |device: Device| -> Arc<dyn Engine> {
             match (scenario.job.objective, device) {
