@@ -69,6 +69,9 @@ mod tests {
     fn the_text_never_changes() {
         let text = documents().concat();
         assert!(text.len() >= LENGTH);
-        assert_eq!(Digest::of(text.as_bytes()).to_string(), "64957523feeda34db3ffe66c59483529f29832d53af1ed3c4051f5846eee0289");
+        assert_eq!(
+            Digest::of(text.as_bytes()).to_string(),
+            "64957523feeda34db3ffe66c59483529f29832d53af1ed3c4051f5846eee0289"
+        );
     }
 }

@@ -87,17 +87,24 @@ impl Case {
                 Some(_) => Next::End(Ending::TestPassed),
             };
         }
+        let clean = self.opinions.iter().filter(|opinion| opinion.clean).count();
+        let against = self.opinions.len() - clean;
         match self.convicted {
             Some((_, opinions)) if self.appealed => {
-                // Whoever judges an appeal has the last word.
-                if let Some(last) = self.opinions.get(opinions..).and_then(<[_]>::last) {
-                    return Next::End(if last.clean { Ending::Clean } else { Ending::False });
+                let judges = self.opinions.get(opinions..).unwrap_or_default();
+                if judges.iter().any(|judge| !judge.clean) {
+                    return Next::End(Ending::False);
+                }
+                if clean >= against {
+                    return Next::End(Ending::Clean);
+                }
+                // Those who convicted are outvoted by more than one, or nobody can tell.
+                if !judges.is_empty() && (self.others(verifiers).is_none() || now >= self.due(spec)) {
+                    return Next::End(Ending::Unfinished);
                 }
             }
             Some(_) => return if now >= self.due(spec) { Next::End(Ending::False) } else { Next::Wait },
             None => {
-                let clean = self.opinions.iter().filter(|opinion| opinion.clean).count();
-                let against = self.opinions.len() - clean;
                 if clean > against {
                     return Next::End(Ending::Clean);
                 }

@@ -1,11 +1,12 @@
-//! The third layer: whether an update helps on the data that it was to be made of.
+//! The third layer: whether an update does no harm on the data that it was to be made of.
 
 use crate::protocol::{Task, limits};
 use crate::training::{Corpus, Engine, Layout, Params, TaskError, training_batch};
 
-/// Whether the model that `payload` leads to from `base` has a lower loss on the first batches of `task` than `base`: what
-/// was trained on them has, and what was not, or on something else, mostly has not. Two forward passes over
-/// [`limits::HELD_OUT_BATCHES`] batches, where doing the task again takes `inner_steps` steps.
+/// Whether the model that `payload` leads to from `base` has a lower loss on the first batches of `task` than `base`, or
+/// one that is higher by no more than [`limits::HELD_OUT_RISE_MAX`] of it: what was trained on them has, and what was not,
+/// or on something else, mostly has not. Two forward passes over [`limits::HELD_OUT_BATCHES`] batches, where doing the task
+/// again takes `inner_steps` steps.
 pub fn helps(
     engine: &dyn Engine,
     task: &Task,
@@ -19,7 +20,7 @@ pub fn helps(
         let batches = 0..task.inner_steps.min(limits::HELD_OUT_BATCHES);
         engine.loss(&task.model, params, &mut batches.map(|step| training_batch(corpus, task, step)))
     };
-    Ok(loss(&next)? < loss(base)?)
+    Ok(loss(&next)? <= loss(base)? * (1.0 + limits::HELD_OUT_RISE_MAX))
 }
 
 #[cfg(test)]

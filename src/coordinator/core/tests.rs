@@ -559,30 +559,53 @@ fn a_result_that_verifiers_find_false_twice_costs_its_worker_everything_once_the
     assert!(bench.rounds.state().forfeits.is_empty() && bench.rounds.state().workers()[&worker].banned);
 }
 
+/// The result of worker 1 in round 0, found false by verifiers 100 and 101 of `verifiers`, with its appeal.
+fn appealed(verifiers: u8) -> (Bench, ReplayJob) {
+    let mut bench = Bench::audited(1, verifiers);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    let task = job.task.id();
+    let refusal = |reason| Some(WorkerReply::Refused { task: Some(task), reason });
+    assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal));
+    bench.opine(100, &job, false);
+    bench.opine(101, &job, false);
+    bench.effects.clear();
+    assert_eq!(bench.ask(2, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal), "not its own");
+    assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), Some(WorkerReply::Received(task)));
+    assert_eq!(bench.replays()[0].not, [key(100).public(), key(101).public()]);
+    bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+    bench = bench.crash();
+    assert_eq!(bench.ending_of(&job), None, "an appeal is waited for");
+    (bench, job)
+}
+
 #[test]
-fn an_appeal_goes_to_a_verifier_that_has_not_judged_and_its_word_is_the_last() {
-    for (word, ending) in [(true, Ending::Clean), (false, Ending::False)] {
-        let mut bench = Bench::audited(1, 3);
-        bench.work(1);
-        let job = bench.replays().remove(0);
-        let task = job.task.id();
-        let refusal = |reason| Some(WorkerReply::Refused { task: Some(task), reason });
-        assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal));
-        bench.opine(100, &job, false);
-        bench.opine(101, &job, false);
-        bench.effects.clear();
-        assert_eq!(bench.ask(2, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal), "not its own");
-        assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), Some(WorkerReply::Received(task)));
-        assert_eq!(bench.replays()[0].not, [key(100).public(), key(101).public()]);
-        bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
-        bench = bench.crash();
-        assert_eq!(bench.ending_of(&job), None, "an appeal is waited for");
-        bench.opine(102, &job, word);
+fn an_appeal_goes_to_verifiers_that_have_not_judged_and_takes_as_many_as_convicted() {
+    for (words, ending, faults) in [
+        (vec![false], Ending::False, [0, 0, 0, 0]),
+        (vec![true, true], Ending::Clean, [1, 1, 0, 0]),
+        (vec![true, false], Ending::False, [0, 0, 1, 0]),
+    ] {
+        let (mut bench, job) = appealed(4);
+        for (verifier, word) in (102..).zip(&words) {
+            assert_eq!(bench.ending_of(&job), None);
+            bench.opine(verifier, &job, *word);
+        }
         assert_eq!(bench.ending_of(&job), Some(ending));
-        assert_eq!(bench.rounds.state().workers()[&key(1).public()].banned, !word);
-        let faults: Vec<u32> = (100..103).map(|n| bench.rounds.state().verifiers()[&key(n).public()].faults).collect();
-        assert_eq!(faults, if word { [1, 1, 0] } else { [0, 0, 0] });
+        assert_eq!(bench.rounds.state().workers()[&key(1).public()].banned, ending == Ending::False);
+        let verifiers = bench.rounds.state().verifiers();
+        let found = [100, 101, 102, 103].map(|n| verifiers.get(&key(n).public()).map_or(0, |record| record.faults));
+        assert_eq!(found, faults, "{words:?}");
     }
+}
+
+#[test]
+fn one_verifier_against_two_lets_a_worker_go_and_harms_no_other_verifier() {
+    let (mut bench, job) = appealed(3);
+    bench.opine(102, &job, true);
+    assert_eq!(bench.ending_of(&job), Some(Ending::Unfinished));
+    assert!(!bench.rounds.state().workers()[&key(1).public()].banned);
+    assert!(bench.rounds.state().verifiers().values().all(|record| record.faults == 0));
 }
 
 #[test]
