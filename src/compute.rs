@@ -153,9 +153,9 @@ impl Compute {
         Ok(verdict)
     }
 
-    /// Compares what two workers got for one task: a verdict on the result, or on a copy that is of no use.
+    /// Compares what workers got for one task: a verdict on the result, or on a copy that is of no use.
     fn copies(&self, job: &CopiesJob) -> Result<Verdict, ComputeError> {
-        let CopiesJob { task, worker, payload, peer, copy } = job;
+        let CopiesJob { task, worker, payload, peer, copy, against } = job;
         let handed_in = self.blobs.get(payload)?;
         let layout = Layout::of(&task.model);
         let useless = |reason: Reason| {
@@ -170,9 +170,19 @@ impl Compute {
             return useless(Reason::PayloadMalformed(error.to_string()));
         }
         let (tokens, layer) = (task.tokens(), Layer::Replay);
-        let outcome = match compare(task.codec, &layout, &handed_in, &again, Tolerance::default()) {
+        let with_copy = |other: &[u8]| compare(task.codec, &layout, other, &again, Tolerance::default());
+        let outcome = match with_copy(&handed_in) {
             Ok(_) => Outcome::Accepted { layer, tokens, norm: task.codec.norm(&layout, &handed_in)? as f32 },
-            Err(reason) => Outcome::Rejected { layer, reason },
+            Err(mismatch) => {
+                let mut reason = mismatch;
+                for (with, other) in against {
+                    if with_copy(&self.blobs.get(other)?).is_ok() {
+                        reason = Reason::Outvoted { with: *with };
+                        break;
+                    }
+                }
+                Outcome::Rejected { layer, reason }
+            }
         };
         let (task, worker, payload) = (task.id(), *worker, *payload);
         Ok(Verdict { task, worker, payload, work: tokens, by: Some(*peer), outcome })

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::slots::Stage;
 use super::state::State;
 use crate::protocol::{
-    Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, RunSpec, Signed, Task, TaskId, Time, Verdict, is_drawn,
-    limits,
+    Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, Reason, RunSpec, Signed, Task, TaskId, Time, Verdict,
+    is_drawn, limits,
 };
 
 /// Whose work a case is about: a task, and the payload that was handed in for it.
@@ -44,6 +44,8 @@ pub(super) struct Peer {
 pub(super) struct Opinion {
     pub verifier: PublicKey,
     pub clean: bool,
+    /// The peer before it that got the same, where that is not what was handed in.
+    pub with: Option<PublicKey>,
     pub verdict: Signed,
 }
 
@@ -78,7 +80,9 @@ pub(super) enum Next {
 
 impl Case {
     /// What comes next, with these `verifiers`: one opinion in the worker's favour is enough, nobody is convicted by
-    /// fewer than two, and a verifier is asked twice only where there is no other.
+    /// fewer than two, and a verifier is asked twice only where there is no other. Peers that got something else convict
+    /// only if two of them got the same: of results that all differ, as of those of cheats who do not know each other,
+    /// nobody can say which is right.
     pub fn next(&self, spec: &RunSpec, verifiers: &BTreeSet<PublicKey>, now: Time) -> Next {
         if self.planted {
             return match self.opinions.first() {
@@ -88,18 +92,20 @@ impl Case {
             };
         }
         let clean = self.opinions.iter().filter(|opinion| opinion.clean).count();
-        let against = self.opinions.len() - clean;
+        let against = self.opinions.iter().filter(|opinion| self.counts_against(opinion)).count();
+        let by_peers = spec.audits.is_some_and(|audits| audits.by == Auditors::Peers);
         match self.convicted {
             Some((_, opinions)) if self.appealed => {
                 let judges = self.opinions.get(opinions..).unwrap_or_default();
-                if judges.iter().any(|judge| !judge.clean) {
+                if judges.iter().any(|judge| self.counts_against(judge)) {
                     return Next::End(Ending::False);
                 }
                 if clean >= against {
                     return Next::End(Ending::Clean);
                 }
                 // Those who convicted are outvoted by more than one, or nobody can tell.
-                if !judges.is_empty() && (self.others(verifiers).is_none() || now >= self.due(spec)) {
+                if judges.iter().any(|judge| judge.clean) && (self.others(verifiers).is_none() || now >= self.due(spec))
+                {
                     return Next::End(Ending::Unfinished);
                 }
             }
@@ -117,11 +123,17 @@ impl Case {
             // What two have found stands where nobody takes up the appeal.
             return Next::End(if self.convicted.is_some() { Ending::False } else { Ending::Unfinished });
         }
-        if spec.audits.is_some_and(|audits| audits.by == Auditors::Peers) {
+        if by_peers {
             // Whoever comes next may have it; see `takes`.
             return Next::Ask { not: vec![] };
         }
         self.others(verifiers).map_or(Next::Wait, |not| Next::Ask { not })
+    }
+
+    /// Whether an opinion says that the work is false: a verifier's by itself, a peer's only with another that got the same.
+    fn counts_against(&self, opinion: &Opinion) -> bool {
+        let seconded = opinion.with.is_some() || self.opinions.iter().any(|other| other.with == Some(opinion.verifier));
+        !opinion.clean && (seconded || !self.peers.contains_key(&opinion.verifier))
     }
 
     /// Whether `worker` may be lent the task as a copy: nobody does it at present, and nobody twice.
@@ -156,7 +168,8 @@ impl Case {
     pub fn mistaken(&self, ending: Ending) -> impl Iterator<Item = PublicKey> + '_ {
         let wrong = move |opinion: &&Opinion| match ending {
             Ending::Clean => !opinion.clean,
-            Ending::False | Ending::TestFailed => opinion.clean,
+            Ending::False => !self.counts_against(opinion),
+            Ending::TestFailed => opinion.clean,
             Ending::Unfinished | Ending::TestPassed => false,
         };
         self.opinions.iter().filter(wrong).map(|opinion| opinion.verifier)
@@ -259,6 +272,10 @@ impl State {
         let Ok((verifier, verdict)) = signed.open::<Verdict>() else { return };
         let Some(case) = self.cases.get_mut(&(verdict.task, verdict.payload)) else { return };
         let clean = matches!(verdict.outcome, Outcome::Accepted { .. });
+        let with = match verdict.outcome {
+            Outcome::Rejected { reason: Reason::Outvoted { with }, .. } => Some(with),
+            _ => None,
+        };
         let verifier = verdict.by.unwrap_or(verifier);
         if !case.planted {
             // Who had to be asked twice is paid once.
@@ -277,7 +294,7 @@ impl State {
         if verdict.by.is_none() {
             self.verifiers.entry(verifier).or_default().replays += 1;
         }
-        case.opinions.push(Opinion { verifier, clean, verdict: signed.clone() });
+        case.opinions.push(Opinion { verifier, clean, with, verdict: signed.clone() });
     }
 
     /// Takes the worker's part in the open round back too.

@@ -123,4 +123,10 @@ pub enum Reason {
         /// The tolerance for this pair of devices.
         tolerance: f32,
     },
+    /// A worker that was lent the task again got something else, which is what another had got before.
+    #[error("two others got the same for this task, which is something else")]
+    Outvoted {
+        /// The other.
+        with: PublicKey,
+    },
 }

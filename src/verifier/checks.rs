@@ -84,6 +84,8 @@ pub struct CopiesJob {
     pub peer: PublicKey,
     /// What those handed in.
     pub copy: Digest,
+    /// Others who did it again and got something else than was handed in, and what they got.
+    pub against: Vec<(PublicKey, Digest)>,
 }
 
 /// An admitted submission.

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::coordinator::audits::{Case, CaseId, Ending, Next, Peer};
+use crate::coordinator::audits::{Case, CaseId, Ending, Next, Opinion, Peer};
 use crate::coordinator::slots::{Counts, Slot, Stage};
 use crate::coordinator::state::{Record, State};
 use crate::protocol::{
@@ -693,11 +693,14 @@ impl<R> Rounds<R> {
     /// Has everything compared that peers have handed in and nobody has judged.
     fn judge_copies(&mut self, id: CaseId) {
         let Some(case) = self.state.cases.get(&id) else { return };
+        let got = |opinion: &Opinion| Some((opinion.verifier, case.peers.get(&opinion.verifier)?.commitment?.payload));
+        let against: Vec<_> = case.opinions.iter().filter(|opinion| !opinion.clean).filter_map(got).collect();
         for (peer, copy) in &case.peers {
             let judged = case.opinions.iter().any(|opinion| opinion.verifier == *peer);
             if let Some(commitment) = copy.commitment.filter(|_| copy.handed_in && !judged) {
                 let (task, copy) = (case.task.clone(), commitment.payload);
-                let job = CopiesJob { task, worker: case.worker, payload: case.payload, peer: *peer, copy };
+                let (worker, payload, against) = (case.worker, case.payload, against.clone());
+                let job = CopiesJob { task, worker, payload, peer: *peer, copy, against };
                 self.effects.push(Effect::Judge(Job::Copies(Box::new(job))));
             }
         }

@@ -177,7 +177,9 @@ impl Bench {
             let outcome = if alike(job.worker, job.peer) {
                 Outcome::Accepted { layer, tokens, norm: 1.0 }
             } else {
-                Outcome::Rejected { layer, reason: Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1 } }
+                let with = job.against.iter().map(|(other, _)| *other).find(|other| alike(*other, job.peer));
+                let alone = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1 };
+                Outcome::Rejected { layer, reason: with.map_or(alone, |with| Reason::Outvoted { with }) }
             };
             let (task, worker, payload, by) = (job.task.id(), job.worker, job.payload, Some(job.peer));
             let verdict = Verdict { task, worker, payload, work: tokens, by, outcome };
@@ -741,6 +743,25 @@ fn peers_do_drawn_tasks_again_without_knowing_and_a_majority_of_them_decides() {
     let banned = |n: u8| state.workers()[&key(n).public()].banned;
     assert!(!banned(2) && !banned(3), "the copies of a cheat convict nobody alone");
     assert_eq!(state.workers()[&key(1).public()].audited, 0);
+}
+
+#[test]
+fn peers_who_all_get_something_else_convict_nobody_and_one_that_gets_the_same_is_enough() {
+    let mut bench = Bench::audited_by(Auditors::Peers, 1, 1);
+    bench.work(1);
+    let honest = [key(1).public(), key(5).public()];
+    for worker in 2..=5 {
+        assert!(bench.rounds.state().cases.values().next().is_some_and(|case| case.convicted.is_none()));
+        let Some(WorkerReply::Leased(copy)) = bench.ask(worker, &WorkerRequest::Lease { tokens_per_second: 0 }) else {
+            panic!("nothing to do")
+        };
+        assert_eq!(copy.task.round, Round(0), "copies come first");
+        bench.hand_in(worker, &copy.task);
+        bench.compare_copies(|one, other| honest.contains(&one) && honest.contains(&other));
+        bench = bench.crash();
+    }
+    let ended = |record: &Record| matches!(record, Record::AuditEnded { ending: Ending::Clean, .. });
+    assert_eq!(bench.records_of(ended), 1);
 }
 
 #[test]
