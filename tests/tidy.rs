@@ -52,6 +52,7 @@ fn source(path: &Path) -> Source {
     let path = path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
     // Modules that are all tests: the layers hold for what is shipped.
     let only_tests = path.ends_with("/tests.rs")
+        || path.contains("/core/tests/")
         || path.ends_with("/testing.rs")
         || path.contains("/laws/")
         || path.ends_with("/conformance.rs");

@@ -1,0 +1,229 @@
+//! What workers ask for.
+
+use super::{LONG_POLL, Rounds};
+use crate::coordinator::audits::Case;
+use crate::coordinator::slots::{Slot, Stage};
+use crate::coordinator::state::Record;
+use crate::protocol::{
+    Commitment, EnvelopeError, Lease, PublicKey, RefusalReason, Signed, Submission, TaskId, Time, WorkerReply,
+    WorkerRequest, limits,
+};
+
+impl<R> Rounds<R> {
+    pub(super) fn request(&mut self, now: Time, request: &Signed, reply: R) {
+        let (worker, request) = match request.open::<WorkerRequest>() {
+            Ok(opened) => opened,
+            Err(error) => {
+                let reason = match error {
+                    EnvelopeError::Signature => RefusalReason::Signature,
+                    EnvelopeError::Wire(_) => RefusalReason::Malformed,
+                };
+                return self.reply(reply, WorkerReply::Refused { task: None, reason });
+            }
+        };
+        let (task, answer) = match request {
+            WorkerRequest::Lease { .. } if self.is_banned(&worker) => {
+                let open = |case: &&Case| case.worker == worker && case.convicted.is_some() && !case.appealed;
+                let task = self.state.cases.values().find(open).map(|case| case.task.id());
+                return self.reply(reply, WorkerReply::Refused { task, reason: RefusalReason::Banned });
+            }
+            WorkerRequest::Lease { .. } => return self.ask_for_work(now, worker, reply),
+            WorkerRequest::Commit(commitment) => (commitment.task, self.commit(worker, commitment)),
+            WorkerRequest::Submit(submission) => (submission.commitment.task, self.submit(worker, submission)),
+            WorkerRequest::GiveBack(task) => (task, self.give_back(worker, task)),
+            WorkerRequest::Heartbeat(task) => (task, self.heartbeat(now, worker, task)),
+            WorkerRequest::Appeal(task) => (task, self.appeal(now, worker, task)),
+        };
+        let body = answer.unwrap_or_else(|reason| WorkerReply::Refused { task: Some(task), reason });
+        self.reply(reply, body);
+    }
+
+    pub(super) fn is_banned(&self, worker: &PublicKey) -> bool {
+        self.state.workers.get(worker).is_some_and(|record| record.banned)
+    }
+
+    fn ask_for_work(&mut self, now: Time, worker: PublicKey, reply: R) {
+        if self.state.workers.len() >= limits::WORKERS_MAX && !self.state.workers.contains_key(&worker) {
+            let reason = RefusalReason::TooManyWorkers;
+            return self.reply(reply, WorkerReply::Refused { task: None, reason });
+        }
+        // One request a worker is held: a newer one replaces it, whoever asked first has gone away.
+        if let Some(place) = self.parked.iter().position(|(parked, ..)| *parked == worker) {
+            let (_, older, _) = self.parked.remove(place);
+            self.reply(older, WorkerReply::Wait { until: now });
+        }
+        self.parked.push((worker, reply, now + LONG_POLL));
+    }
+
+    pub(super) fn serve_parked(&mut self, now: Time) {
+        // With thousands of workers waiting, nearly every event finds nothing for any of them. The newest may have asked
+        // again for what it holds already.
+        let over = self.finished_rounds() && !self.state.closed;
+        let due = self.parked.first().is_some_and(|(.., until)| *until <= now);
+        let asked_again = self.parked.last().is_some_and(|(worker, ..)| self.holds(now, worker));
+        if !over && !asked_again && !self.is_anything_free(now) {
+            // They wait equally long, so whoever waits longest is first.
+            while due && self.parked.first().is_some_and(|(.., until)| *until <= now) {
+                let (_, reply, _) = self.parked.remove(0);
+                self.reply(reply, WorkerReply::Wait { until: now });
+            }
+            return;
+        }
+        for (worker, reply, until) in std::mem::take(&mut self.parked) {
+            if over && !self.may_be_asked(&worker) {
+                self.reply(reply, WorkerReply::Finished);
+            } else if let Some(lease) = self.lease(now, worker) {
+                self.reply(reply, WorkerReply::Leased(Box::new(lease)));
+            } else if until <= now {
+                self.reply(reply, WorkerReply::Wait { until: now });
+            } else {
+                self.parked.push((worker, reply, until));
+            }
+        }
+    }
+
+    fn is_anything_free(&self, now: Time) -> bool {
+        let copies = self.state.asks_peers() && !self.state.cases.is_empty();
+        copies || (!self.state.closed && self.state.slots.free(now).next().is_some())
+    }
+
+    fn holds(&self, now: Time, worker: &PublicKey) -> bool {
+        let held = |slot: &Slot| slot.leases.get(worker).is_some_and(|deadline| *deadline > now);
+        !self.state.closed && self.state.slots.held_by(worker).any(held)
+    }
+
+    /// The task that `worker` holds, or else the first that nobody does.
+    pub(super) fn lease(&mut self, now: Time, worker: PublicKey) -> Option<Lease> {
+        let owed = self.state.workers.get(&worker).map_or(0, |record| record.owed);
+        if owed >= limits::AUDITS_OWED_MAX || self.is_banned(&worker) {
+            return None;
+        }
+        if let Some(lease) = self.lease_copy(now, worker) {
+            return Some(lease);
+        }
+        if self.state.closed || self.finished_rounds() {
+            return None;
+        }
+        let held = self.state.slots.held_by(&worker).find_map(|slot| {
+            let deadline = slot.leases.get(&worker).filter(|deadline| slot.stage == Stage::Open && **deadline > now)?;
+            Some(Lease { task: slot.task.clone(), deadline: *deadline })
+        });
+        if held.is_some() {
+            return held;
+        }
+        let free = self.state.slots.free(now).find(|slot| !slot.shut_out.contains(&worker))?;
+        let lease = Lease { task: free.task.clone(), deadline: now + self.state.spec.timing.lease };
+        self.record(Record::Leased { index: lease.task.index, worker, deadline: lease.deadline });
+        Some(lease)
+    }
+
+    /// The open round's task with this id, if `worker` was ever lent it and may still hand in a result.
+    fn slot_of(&self, worker: PublicKey, task: TaskId) -> Result<&Slot, RefusalReason> {
+        if self.is_banned(&worker) {
+            return Err(RefusalReason::Banned);
+        }
+        if self.state.closed {
+            return Err(RefusalReason::TaskNotOpen);
+        }
+        let slot = self.state.slots.of_task(&task).ok_or(RefusalReason::TaskNotOpen)?;
+        if slot.shut_out.contains(&worker) {
+            Err(RefusalReason::RejectedBefore)
+        } else if slot.leases.contains_key(&worker) {
+            Ok(slot)
+        } else {
+            Err(RefusalReason::NotYourTask)
+        }
+    }
+
+    fn commit(&mut self, worker: PublicKey, commitment: Commitment) -> Result<WorkerReply, RefusalReason> {
+        if let Some((case, peer)) = self.copy_of(worker, commitment.task)? {
+            match peer.commitment {
+                Some(earlier) if earlier != commitment => return Err(RefusalReason::CommitmentDiffers),
+                Some(_) => {}
+                None => self.record(Record::PeerCommitted { case, worker, commitment }),
+            }
+            return Ok(WorkerReply::Committed(commitment.task));
+        }
+        let slot = self.slot_of(worker, commitment.task)?;
+        match slot.commitments.get(&worker) {
+            Some((_, earlier)) if *earlier == commitment => {}
+            Some(_) => return Err(RefusalReason::CommitmentDiffers),
+            None if slot.stage != Stage::Open => return Err(RefusalReason::AlreadySubmitted),
+            None => {
+                let index = slot.task.index;
+                self.record(Record::Committed { index, worker, commitment });
+            }
+        }
+        Ok(WorkerReply::Committed(commitment.task))
+    }
+
+    fn submit(&mut self, worker: PublicKey, submission: Submission) -> Result<WorkerReply, RefusalReason> {
+        let task = submission.commitment.task;
+        if let Some((case, peer)) = self.copy_of(worker, task)? {
+            match peer.commitment {
+                None => return Err(RefusalReason::CommitmentMissing),
+                Some(earlier) if earlier != submission.commitment => return Err(RefusalReason::CommitmentDiffers),
+                Some(_) => {}
+            }
+            if !peer.handed_in {
+                self.record(Record::PeerSubmitted { case, worker });
+                self.judge_copies(case);
+            }
+            return Ok(WorkerReply::Received(task));
+        }
+        let slot = self.slot_of(worker, task)?;
+        match slot.commitments.get(&worker) {
+            None => return Err(RefusalReason::CommitmentMissing),
+            Some((_, committed)) if *committed != submission.commitment => {
+                return Err(RefusalReason::CommitmentDiffers);
+            }
+            Some(_) => {}
+        }
+        match slot.stage.worker() {
+            Some(first) if first != worker => return Err(RefusalReason::AlreadySubmitted),
+            Some(_) => {}
+            None => {
+                let index = slot.task.index;
+                self.record(Record::Submitted { index, worker, submission });
+                self.judge_admission(index);
+            }
+        }
+        Ok(WorkerReply::Received(task))
+    }
+
+    /// Renews a lease that nobody else has taken over. Whoever is at something that is over hears it.
+    fn heartbeat(&mut self, now: Time, worker: PublicKey, task: TaskId) -> Result<WorkerReply, RefusalReason> {
+        let deadline = now + self.state.spec.timing.lease;
+        if let Some((case, peer)) = self.copy_of(worker, task)? {
+            if peer.commitment.is_none() {
+                self.record(Record::PeerLeased { case, worker, deadline });
+            }
+            return Ok(WorkerReply::Received(task));
+        }
+        let slot = self.slot_of(worker, task)?;
+        if slot.stage != Stage::Open {
+            return Err(RefusalReason::AlreadySubmitted);
+        }
+        let others = slot.leases.iter().any(|(other, deadline)| *other != worker && *deadline > now);
+        if !others {
+            let index = slot.task.index;
+            self.record(Record::Leased { index, worker, deadline });
+        }
+        Ok(WorkerReply::Received(task))
+    }
+
+    fn give_back(&mut self, worker: PublicKey, task: TaskId) -> Result<WorkerReply, RefusalReason> {
+        if let Some((case, peer)) = self.copy_of(worker, task)? {
+            if !peer.handed_in {
+                self.record(Record::PeerGone { case, worker });
+            }
+            return Ok(WorkerReply::Received(task));
+        }
+        let slot = self.slot_of(worker, task)?;
+        if slot.stage.worker() != Some(worker) {
+            let index = slot.task.index;
+            self.record(Record::GivenBack { index, worker });
+        }
+        Ok(WorkerReply::Received(task))
+    }
+}

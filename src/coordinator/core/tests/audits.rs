@@ -1,0 +1,356 @@
+use super::*;
+use crate::coordinator::DrawnResult;
+
+#[test]
+fn a_result_that_verifiers_find_false_twice_costs_its_worker_everything_once_the_time_to_appeal_is_over() {
+    let mut bench = Bench::audited(2, 3);
+    bench.work(1);
+    let jobs = bench.replays();
+    let mine = jobs.iter().find(|job| job.worker == key(1).public()).unwrap().clone();
+    bench.opine(100, &mine, false);
+    assert!(!bench.rounds.state().workers()[&key(1).public()].banned, "one opinion is no proof");
+    let second = bench.replays();
+    assert_eq!(second.iter().map(|job| job.not.clone()).collect::<Vec<_>>(), [[key(100).public()]]);
+    bench.opine(100, &mine, false);
+    assert_eq!(bench.records_of(|record| matches!(record, Record::Opinion { .. })), 1, "it has spoken before");
+    let task = bench.lease(1);
+    bench.opine(101, &mine, false);
+    assert!(bench.rounds.state().workers()[&key(1).public()].banned);
+    let refused = |task| Some(WorkerReply::Refused { task: Some(task), reason: RefusalReason::Banned });
+    assert_eq!(bench.ask(1, &WorkerRequest::Lease { tokens_per_second: 0 }), refused(mine.task.id()));
+    assert_eq!(bench.hand_in(1, &task), refused(task.id()));
+    assert_eq!(bench.lease(3).id(), task.id(), "its work goes to others at once");
+    assert_eq!(bench.count(|effect| matches!(effect, Effect::Forfeit { .. })), 0);
+    bench = bench.crash();
+    bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+    bench.step(Event::Wake);
+    assert_eq!(bench.ending_of(&mine), Some(Ending::False));
+    let forfeits: Vec<Signed> = bench
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Forfeit { verdict } => Some(verdict.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(forfeits, [opinion(101, &mine, false)]);
+    let (_, verdict) = forfeits[0].open::<Verdict>().unwrap();
+    let worker = key(1).public();
+    bench.step(Event::Forfeited { finding: verdict.finding(), worker, lost: Amount::from_hyd(3) });
+    assert!(bench.rounds.state().forfeits.is_empty() && bench.rounds.state().workers()[&worker].banned);
+}
+
+/// The result of worker 1 in round 0, found false by verifiers 100 and 101 of `verifiers`, with its appeal.
+fn appealed(verifiers: u8) -> (Bench, ReplayJob) {
+    let mut bench = Bench::audited(1, verifiers);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    let task = job.task.id();
+    let refusal = |reason| Some(WorkerReply::Refused { task: Some(task), reason });
+    assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal));
+    bench.opine(100, &job, false);
+    bench.opine(101, &job, false);
+    bench.effects.clear();
+    assert_eq!(bench.ask(2, &WorkerRequest::Appeal(task)), refusal(RefusalReason::NothingToAppeal), "not its own");
+    assert_eq!(bench.ask(1, &WorkerRequest::Appeal(task)), Some(WorkerReply::Received(task)));
+    assert_eq!(bench.replays()[0].not, [key(100).public(), key(101).public()]);
+    bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+    bench = bench.crash();
+    assert_eq!(bench.ending_of(&job), None, "an appeal is waited for");
+    (bench, job)
+}
+
+#[test]
+fn an_appeal_goes_to_verifiers_that_have_not_judged_and_takes_as_many_as_convicted() {
+    for (words, ending, faults) in [
+        (vec![false], Ending::False, [0, 0, 0, 0]),
+        (vec![true, true], Ending::Clean, [1, 1, 0, 0]),
+        (vec![true, false], Ending::False, [0, 0, 1, 0]),
+    ] {
+        let (mut bench, job) = appealed(4);
+        for (verifier, word) in (102..).zip(&words) {
+            assert_eq!(bench.ending_of(&job), None);
+            bench.opine(verifier, &job, *word);
+        }
+        assert_eq!(bench.ending_of(&job), Some(ending));
+        assert_eq!(bench.rounds.state().workers()[&key(1).public()].banned, ending == Ending::False);
+        let verifiers = bench.rounds.state().verifiers();
+        let found = [100, 101, 102, 103].map(|n| verifiers.get(&key(n).public()).map_or(0, |record| record.faults));
+        assert_eq!(found, faults, "{words:?}");
+    }
+}
+
+#[test]
+fn one_verifier_against_two_lets_a_worker_go_and_harms_no_other_verifier() {
+    let (mut bench, job) = appealed(3);
+    bench.opine(102, &job, true);
+    assert_eq!(bench.ending_of(&job), Some(Ending::Unfinished));
+    assert!(!bench.rounds.state().workers()[&key(1).public()].banned);
+    assert!(bench.rounds.state().verifiers().values().all(|record| record.faults == 0));
+}
+
+#[test]
+fn where_verifiers_disagree_the_third_decides_and_without_one_the_worker_keeps_its_pay() {
+    let mut bench = Bench::audited(1, 3);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(100, &job, false);
+    bench.opine(101, &job, true);
+    bench.opine(102, &job, true);
+    assert_eq!(bench.ending_of(&job), Some(Ending::Clean));
+
+    let mut bench = Bench::audited(1, 2);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(100, &job, false);
+    bench.opine(101, &job, true);
+    bench.now = bench.now + limits::AUDIT_WITHIN;
+    bench = bench.crash();
+    bench.step(Event::Wake);
+    assert_eq!(bench.ending_of(&job), Some(Ending::Unfinished));
+    assert_eq!(bench.rounds.state().workers()[&key(1).public()].owed, 0);
+}
+
+#[test]
+fn an_audit_that_nobody_takes_up_ends_in_the_workers_favour() {
+    let mut bench = Bench::audited(2, 1);
+    bench.work(1);
+    let jobs = bench.replays();
+    bench.now = bench.now + limits::AUDIT_WITHIN;
+    bench.step(Event::Wake);
+    assert!(jobs.iter().all(|job| bench.ending_of(job) == Some(Ending::Unfinished)));
+}
+
+#[test]
+fn a_worker_with_many_audits_owed_gets_no_more_work_until_some_are_done() {
+    let mut bench = Bench::audited(1, 1);
+    bench.work(limits::AUDITS_OWED_MAX);
+    assert_eq!(bench.ask(1, &WorkerRequest::Lease { tokens_per_second: 0 }), None);
+    let waiting = bench.requests;
+    let job = bench.replays().remove(0);
+    bench.opine(VERIFIER, &job, true);
+    assert!(matches!(bench.answer_to(waiting), Some(WorkerReply::Leased(_))));
+}
+
+#[test]
+fn a_verifier_that_lets_planted_cheats_pass_is_struck_off_and_what_it_said_is_forgotten() {
+    let mut bench = Bench::audited(6, 2);
+    let mut planted = None;
+    for _ in 0..20 {
+        bench.work(1);
+        for job in bench.replays() {
+            // Nobody but the coordinator can tell: here the payload gives it away.
+            let worker = (1..=6).find(|n| submission(&job.task, *n).commitment.payload == job.payload);
+            if worker.is_none() {
+                planted = Some(job);
+            } else {
+                bench.opine(100, &job, true);
+            }
+        }
+        if planted.is_some() {
+            break;
+        }
+    }
+    let planted = planted.unwrap();
+    let faithful = key(100).public();
+    assert_eq!(bench.rounds.state().verifiers()[&faithful].faults, 0);
+    bench.opine(101, &planted, true);
+    assert_eq!(bench.ending_of(&planted), Some(Ending::TestFailed));
+    assert!(bench.rounds.state().verifiers()[&key(101).public()].struck_off);
+    assert_eq!(bench.rounds.believed(), [faithful].into());
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(101, &job, true);
+    assert_eq!(bench.ending_of(&job), None, "nobody listens to it");
+}
+
+#[test]
+fn a_replay_is_paid_with_the_next_round_and_its_blobs_are_kept_until_then() {
+    let mut bench = Bench::audited(1, 1);
+    bench.work(limits::MODELS_KEPT + 2);
+    let mut jobs = bench.replays();
+    jobs.sort_by_key(|job| job.task.round);
+    let needed = bench.rounds.state().blobs();
+    assert!(jobs.iter().all(|job| needed.contains(&job.payload) && needed.contains(&job.task.base)));
+    let verdicts: Vec<Signed> = jobs.iter().map(|job| opinion(VERIFIER, job, true)).collect();
+    bench.step(Event::Verdicts(verdicts.clone()));
+    let forgotten: BTreeSet<Digest> = bench
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Forget(blobs) => Some(blobs.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert!(jobs.iter().all(|job| forgotten.contains(&job.payload)));
+    assert!(forgotten.contains(&jobs[0].task.base) && !forgotten.contains(&jobs[jobs.len() - 1].task.base));
+    bench.effects.clear();
+    bench.work(1);
+    let paid = bench.effects.iter().find_map(|effect| match effect {
+        Effect::Pay { verdicts, .. } => Some(verdicts[1..].to_vec()),
+        _ => None,
+    });
+    assert_eq!(paid, Some(verdicts));
+}
+
+#[test]
+fn peers_do_drawn_tasks_again_without_knowing_and_a_majority_of_them_decides() {
+    let mut bench = Bench::audited_by(Auditors::Peers, 3, 1);
+    bench.work(1);
+    // Worker 1 cheats; nobody is lent its own task again, and each copy only once at a time.
+    for _ in 0..6 {
+        for worker in 1..=3 {
+            let Some(WorkerReply::Leased(lease)) = bench.ask(worker, &WorkerRequest::Lease { tokens_per_second: 0 })
+            else {
+                continue;
+            };
+            if lease.task.round == Round(0) {
+                assert_ne!(submission(&lease.task, worker).commitment.payload, {
+                    let state = bench.rounds.state();
+                    state.cases.values().find(|case| case.task == lease.task).unwrap().payload
+                });
+            }
+            bench.hand_in(worker, &lease.task);
+            bench.hand_in(worker, &lease.task);
+            bench = bench.crash();
+        }
+        bench.compare_copies(|worker, peer| (worker == key(1).public()) == (peer == key(1).public()));
+    }
+    let state = bench.rounds.state();
+    assert!(state.workers()[&key(1).public()].banned);
+    let banned = |n: u8| state.workers()[&key(n).public()].banned;
+    assert!(!banned(2) && !banned(3), "the copies of a cheat convict nobody alone");
+    assert_eq!(state.workers()[&key(1).public()].audited, 0);
+}
+
+#[test]
+fn peers_who_all_get_something_else_convict_nobody_and_one_that_gets_the_same_is_enough() {
+    let mut bench = Bench::audited_by(Auditors::Peers, 1, 1);
+    bench.work(1);
+    let honest = [key(1).public(), key(5).public()];
+    for worker in 2..=5 {
+        assert!(bench.rounds.state().cases.values().next().is_some_and(|case| case.convicted.is_none()));
+        let Some(WorkerReply::Leased(copy)) = bench.ask(worker, &WorkerRequest::Lease { tokens_per_second: 0 }) else {
+            panic!("nothing to do")
+        };
+        assert_eq!(copy.task.round, Round(0), "copies come first");
+        bench.hand_in(worker, &copy.task);
+        bench.compare_copies(|one, other| honest.contains(&one) && honest.contains(&other));
+        bench = bench.crash();
+    }
+    let ended = |record: &Record| matches!(record, Record::AuditEnded { ending: Ending::Clean, .. });
+    assert_eq!(bench.records_of(ended), 1);
+}
+
+#[test]
+fn what_is_published_of_a_rounds_audits_can_be_rechecked_and_no_part_of_it_changed() {
+    use crate::coordinator::{RecheckError, recheck};
+    let mut bench = Bench::audited(3, 2);
+    bench.work(2);
+    let jobs = bench.replays();
+    let guilty = jobs.iter().find(|job| job.task.round == Round(1)).unwrap();
+    for job in jobs.iter().filter(|job| *job != guilty) {
+        bench.opine(100, job, true);
+    }
+    bench.opine(100, guilty, false);
+    bench.opine(101, guilty, false);
+    bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
+    bench.step(Event::Wake);
+    let (spec, draw) = (bench.rounds.state().spec().clone(), bench.rounds.state().draw_of(Round(1)).unwrap().clone());
+    let found = recheck(&spec, Round(1), &draw).unwrap();
+    assert_eq!((found.results, found.drawn, found.open, found.verdicts), (3, 3, 0, 4));
+    assert_eq!(recheck(&spec, Round(0), &draw), Err(RecheckError::Secret));
+    let place = draw.results.iter().position(|result| result.task == guilty.task.id()).unwrap();
+    let altered = |change: fn(&mut DrawnResult)| {
+        let mut draw = draw.clone();
+        change(&mut draw.results[place]);
+        recheck(&spec, Round(1), &draw).unwrap_err()
+    };
+    assert!(matches!(altered(|result| result.ending = Some(Ending::Clean)), RecheckError::Ending { .. }));
+    assert!(matches!(altered(|result| drop(result.verdicts.pop())), RecheckError::Ending { .. }));
+    assert!(matches!(altered(|result| result.worker = key(9).public()), RecheckError::Verdict(_)));
+    assert!(matches!(altered(|result| result.payload = Digest::of(b"other")), RecheckError::Verdict(_)));
+    let hidden = altered(|result| {
+        result.verdicts.clear();
+        result.ending = Some(Ending::Clean);
+    });
+    assert!(matches!(hidden, RecheckError::Draw { drawn: true, .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Opinions of three verifiers, some lying, in any order, repeated, between crashes and appeals: each case ends at
+    /// most once, never against a majority of those who spoke, and how it ends does not depend on the order in which
+    /// the same opinions came.
+    #[test]
+    fn audits_end_once_and_never_against_the_worker_without_two_opinions(
+        moves in prop::collection::vec((0u8..6, 0u8..3, any::<prop::sample::Index>(), any::<bool>()), 1..60),
+    ) {
+        let mut bench = Bench::audited(3, 3);
+        bench.work(2);
+        let jobs = bench.replays();
+        for (action, verifier, which, clean) in moves {
+            let job = which.get(&jobs);
+            match action {
+                0..=2 => bench.opine(100 + verifier, job, clean),
+                3 => { bench.ask(1 + verifier, &WorkerRequest::Appeal(job.task.id())); }
+                4 => {
+                    bench.now = bench.now + Duration::from_mins(4);
+                    bench.step(Event::Wake);
+                }
+                _ => bench = bench.crash(),
+            }
+        }
+        for job in &jobs {
+            let id = (job.task.id(), job.payload);
+            let ends: Vec<Ending> = bench.records.iter().filter_map(|record| match record {
+                Record::AuditEnded { case, ending } if *case == id => Some(*ending),
+                _ => None,
+            }).collect();
+            prop_assert!(ends.len() <= 1, "{ends:?}");
+            let mut against = BTreeSet::new();
+            for record in &bench.records {
+                if let Record::Opinion { verdict } = record {
+                    let (verifier, verdict) = verdict.open::<Verdict>().unwrap();
+                    if (verdict.task, verdict.payload) == id && matches!(verdict.outcome, Outcome::Rejected { .. }) {
+                        against.insert(verifier);
+                    }
+                }
+            }
+            if ends == [Ending::False] {
+                prop_assert!(against.len() >= 2, "convicted by {}", against.len());
+            }
+        }
+    }
+
+    /// The opinions of two verifiers on each result, in any order: the same ends.
+    #[test]
+    fn how_audits_end_does_not_depend_on_the_order_of_opinions(
+        says in prop::collection::vec(any::<bool>(), 6), order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let end = |order: &[usize]| {
+            let mut bench = Bench::audited(3, 2);
+            bench.work(1);
+            let jobs = bench.replays();
+            for _ in 0..2 {
+                for &turn in order {
+                    bench.opine(100 + (turn / 3) as u8, &jobs[turn % 3], says[turn]);
+                }
+            }
+            bench.now = bench.now + limits::AUDIT_WITHIN;
+            bench.step(Event::Wake);
+            jobs.iter().map(|job| bench.ending_of(job)).collect::<Vec<_>>()
+        };
+        // One clean opinion that comes first ends the audit; that is the only thing that order can change, and
+        // always in the worker's favour.
+        let (sorted, shuffled) = (end(&[0, 1, 2, 3, 4, 5]), end(&order));
+        for (place, (one, other)) in sorted.iter().zip(&shuffled).enumerate() {
+            let agree = says[place] == says[place + 3];
+            let convicted = [one, other].contains(&&Some(Ending::False));
+            let fair = if agree { one == other } else { !convicted };
+            prop_assert!(fair, "{one:?}, {other:?}");
+        }
+    }
+}
