@@ -25,7 +25,7 @@ mod world;
 
 pub use behaviour::Behaviour;
 pub use faults::{Fault, Faults, Strike, Trouble, Victim};
-pub use outcome::{Caught, Outcome, RoundRow, Struck, VerifierOutcome, WorkerOutcome};
+pub use outcome::{Caught, GroupOutcome, Outcome, RoundRow, Struck, VerifierOutcome, WorkerOutcome};
 pub use panel::VerifierBehaviour;
 pub use presence::{Availability, Churn, Diurnal};
 pub use scenario::{

@@ -283,23 +283,17 @@ fn print(scenario: &Scenario, outcome: &Outcome, took: Duration) {
         "{:<24} {:>7} {:>9} {:>9} {:>11} {:>9} {:>9} {:>8}",
         "group", "workers", "accepted", "rejected", "found false", "paid", "kept", "shut out"
     );
-    let mut workers = outcome.workers.as_slice();
-    for (place, group) in scenario.workers.iter().enumerate() {
-        let (these, rest) = workers.split_at((group.count as usize).min(workers.len()));
-        workers = rest;
-        let behaviour = format!("{} {:?}", place + 1, group.behaviour).to_lowercase();
-        let name = group.name.clone().unwrap_or(behaviour);
-        let sum = |of: fn(&hydra_sim::WorkerOutcome) -> u64| these.iter().map(of).sum::<u64>();
-        let hyd = |of: fn(&hydra_sim::WorkerOutcome) -> i64| these.iter().map(of).sum::<i64>() as f64 / 1e6;
+    for group in outcome.groups(scenario) {
         println!(
-            "{name:<24} {:>7} {:>9} {:>9} {:>11} {:>9.2} {:>9.2} {:>8}",
-            these.len(),
-            sum(|worker| worker.accepted),
-            sum(|worker| worker.rejected),
-            sum(|worker| worker.found_false),
-            hyd(|worker| worker.pay.micro()),
-            hyd(|worker| worker.kept.micro()),
-            sum(|worker| u64::from(worker.banned)),
+            "{:<24} {:>7} {:>9} {:>9} {:>11} {:>9.2} {:>9.2} {:>8}",
+            group.name,
+            group.workers,
+            group.accepted,
+            group.rejected,
+            group.found_false,
+            group.pay,
+            group.kept,
+            group.banned,
         );
     }
     for failure in &outcome.failures {

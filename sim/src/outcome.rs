@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::expect::failures;
 use crate::faults::{Trouble, Victim};
+use crate::scenario::Group;
 use crate::{Behaviour, Scenario, VerifierBehaviour};
 
 /// What came of a scenario.
@@ -42,6 +43,53 @@ pub struct Outcome {
     /// The events themselves: virtual milliseconds, a space and what happened.
     #[serde(skip)]
     pub log: Vec<String>,
+}
+
+/// What came of the workers of one group together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupOutcome {
+    /// The scenario's name for it, or its place and behaviour.
+    pub name: String,
+    /// How many they are.
+    pub workers: usize,
+    /// Tasks accepted.
+    pub accepted: u64,
+    /// Submissions rejected.
+    pub rejected: u64,
+    /// Tasks that were computed again and were false.
+    pub found_false: u64,
+    /// What they were paid, HYD.
+    pub pay: f64,
+    /// What is left of that, HYD.
+    pub kept: f64,
+    /// Those that get no more work.
+    pub banned: usize,
+}
+
+impl Outcome {
+    /// Each group of `scenario`, of which this came.
+    #[must_use]
+    pub fn groups(&self, scenario: &Scenario) -> Vec<GroupOutcome> {
+        let mut workers = self.workers.as_slice();
+        let group = |(group, place): (&Group, usize)| {
+            let (these, rest) = workers.split_at((group.count as usize).min(workers.len()));
+            workers = rest;
+            let sum = |of: fn(&WorkerOutcome) -> u64| these.iter().map(of).sum::<u64>();
+            let hyd = |of: fn(&WorkerOutcome) -> i64| these.iter().map(of).sum::<i64>() as f64 / 1e6;
+            let behaviour = format!("{place} {:?}", group.behaviour).to_lowercase();
+            GroupOutcome {
+                name: group.name.clone().unwrap_or(behaviour),
+                workers: these.len(),
+                accepted: sum(|worker| worker.accepted),
+                rejected: sum(|worker| worker.rejected),
+                found_false: sum(|worker| worker.found_false),
+                pay: hyd(|worker| worker.pay.micro()),
+                kept: hyd(|worker| worker.kept.micro()),
+                banned: these.iter().filter(|worker| worker.banned).count(),
+            }
+        };
+        scenario.workers.iter().zip(1..).map(group).collect()
+    }
 }
 
 /// What came of one worker.

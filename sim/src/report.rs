@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::folder::Played;
-use crate::{Outcome, Scenario, Struck, WorkerOutcome};
+use crate::{Outcome, Scenario, Struck};
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 220.0;
@@ -78,26 +78,19 @@ fn groups(scenario: &Scenario, outcome: &Outcome) -> String {
         "<h2>Groups</h2><table><tr><th>group<th>workers<th>accepted<th>rejected<th>found false<th>paid, HYD\
          <th>kept, HYD<th>shut out",
     );
-    let mut workers = outcome.workers.as_slice();
-    for (place, group) in scenario.workers.iter().enumerate() {
-        let (these, rest) = workers.split_at((group.count as usize).min(workers.len()));
-        workers = rest;
-        let sum = |of: fn(&WorkerOutcome) -> u64| these.iter().map(of).sum::<u64>();
-        let hyd = |of: fn(&WorkerOutcome) -> i64| these.iter().map(of).sum::<i64>() as f64 / 1e6;
-        let behaviour = format!("{:?}", group.behaviour).to_lowercase();
-        let name = group.name.clone().unwrap_or_else(|| format!("{} ({behaviour})", place + 1));
+    for group in outcome.groups(scenario) {
         put(
             &mut table,
             format_args!(
                 "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{:.2}<td>{:.2}<td>{}",
-                escape(&name),
-                these.len(),
-                sum(|worker| worker.accepted),
-                sum(|worker| worker.rejected),
-                sum(|worker| worker.found_false),
-                hyd(|worker| worker.pay.micro()),
-                hyd(|worker| worker.kept.micro()),
-                sum(|worker| u64::from(worker.banned)),
+                escape(&group.name),
+                group.workers,
+                group.accepted,
+                group.rejected,
+                group.found_false,
+                group.pay,
+                group.kept,
+                group.banned,
             ),
         );
     }

@@ -153,16 +153,11 @@ impl Handler<IsReady> for LedgerActor {
 mod tests {
     use actix::System;
 
-    use std::cell::RefCell;
-    use std::rc::Rc;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-    use super::super::testing::{NOW, accepted, config, ledger_key, pay_round, pays};
-    use super::super::{
-        Batch, Direct, Entry, JournalSource, JournalStore, Kept, LedgerError, MemoryJournal, StoreError,
-    };
+    use super::super::testing::{NOW, Unreliable, accepted, config, ledger_key, pay_round, pays};
+    use super::super::{Direct, LedgerError, MemoryJournal, StoreError};
     use super::*;
-    use crate::protocol::Signed;
 
     /// Keeps what it is answered.
     #[derive(Default)]
@@ -189,32 +184,6 @@ mod tests {
         }
     }
 
-    /// A store whose medium fails a number of times.
-    struct Failing(MemoryJournal, Rc<RefCell<u32>>);
-
-    impl JournalSource for Failing {
-        fn entries(&mut self, visit: &mut dyn FnMut(Entry) -> Result<(), StoreError>) -> Result<(), StoreError> {
-            self.0.entries(visit)
-        }
-        fn kept(&mut self) -> Result<Kept, StoreError> {
-            self.0.kept()
-        }
-        fn heads(&mut self, visit: &mut dyn FnMut(u64, Signed) -> Result<(), StoreError>) -> Result<(), StoreError> {
-            self.0.heads(visit)
-        }
-    }
-    impl JournalStore for Failing {
-        fn append(&mut self, batch: &Batch) -> Result<(), StoreError> {
-            self.probe()?;
-            self.0.append(batch)
-        }
-        fn probe(&mut self) -> Result<(), StoreError> {
-            let mut times = self.1.borrow_mut();
-            *times = times.saturating_sub(1);
-            if *times > 0 { Err(StoreError::Failed("disk full".into())) } else { Ok(()) }
-        }
-    }
-
     /// A clock that is set by hand.
     struct Hand(AtomicU64);
 
@@ -226,7 +195,7 @@ mod tests {
 
     fn answers(store: MemoryJournal, failures: u32, requests: Vec<Request>) -> Vec<Answer> {
         System::new().block_on(async {
-            let store = Failing(store, Rc::new(RefCell::new(failures + 1)));
+            let store = Unreliable(store, Arc::new(AtomicU32::new(failures)));
             let desk = Desk::open(config(), Box::new(Direct::new(store, ledger_key()))).unwrap();
             let ledger = LedgerActor::new(desk, Arc::new(Hand(AtomicU64::new(NOW.0)))).start();
             let inbox = Inbox::default().start();

@@ -1,12 +1,13 @@
 //! Keys, transfers, verdicts and random histories for the tests of the ledger and its store.
 
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 
 use super::{
-    Account, Action, Answer, CheckedOrder, Economy, EconomyConfig, JournalStore, Kind, Ledger, LedgerConfig,
-    LedgerError, Order, Purpose, Request, Transfer, TransferId,
+    Account, Action, Answer, Batch, CheckedOrder, Economy, EconomyConfig, Entry, JournalSource, JournalStore, Kept,
+    Kind, Ledger, LedgerConfig, LedgerError, Order, Purpose, Request, StoreError, Transfer, TransferId,
 };
 use crate::protocol::{
     Amount, Digest, Emission, Keypair, Layer, Outcome, PublicKey, Reason, Round, RunId, Signed, TaskId, Time, Verdict,
@@ -299,4 +300,33 @@ pub fn expected_balances(rounds: &[TestRound]) -> ([i64; 4], i64) {
         due.iter().zip(&shares).for_each(|((worker, _), share)| wallets[usize::from(*worker)] += share);
     }
     (wallets, emitted)
+}
+
+/// A store whose medium fails that many times.
+pub struct Unreliable<S>(pub S, pub Arc<AtomicU32>);
+
+impl<S: JournalSource> JournalSource for Unreliable<S> {
+    fn entries(&mut self, visit: &mut dyn FnMut(Entry) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        self.0.entries(visit)
+    }
+
+    fn kept(&mut self) -> Result<Kept, StoreError> {
+        self.0.kept()
+    }
+
+    fn heads(&mut self, visit: &mut dyn FnMut(u64, Signed) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        self.0.heads(visit)
+    }
+}
+
+impl<S: JournalStore> JournalStore for Unreliable<S> {
+    fn append(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.probe()?;
+        self.0.append(batch)
+    }
+
+    fn probe(&mut self) -> Result<(), StoreError> {
+        let fails = self.1.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1)).is_ok();
+        if fails { Err(StoreError::Failed("disk full".into())) } else { self.0.probe() }
+    }
 }

@@ -141,7 +141,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::mpsc::Receiver;
     use std::time::Duration;
 
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::testing::{
-        NOW, accepted, emitting, key, ledger_key, micro, order, pay_round, vests_soon, wallet,
+        NOW, Unreliable, accepted, emitting, key, ledger_key, micro, order, pay_round, vests_soon, wallet,
     };
     use crate::ledger::{Action, Answer, Desk, EconomyConfig, Ledger, LedgerConfig, LedgerError, Request, audit};
     use crate::protocol::{Digest, Emission};
@@ -160,42 +160,16 @@ mod tests {
         emitting(EconomyConfig { emission, ..vests_soon() })
     }
 
-    /// A store that fails for as long as it is told to.
-    struct Unreliable(LedgerStore, Arc<AtomicBool>);
-
-    impl JournalSource for Unreliable {
-        fn entries(&mut self, visit: &mut dyn FnMut(Entry) -> Result<(), StoreError>) -> Result<(), StoreError> {
-            self.0.entries(visit)
-        }
-        fn kept(&mut self) -> Result<Kept, StoreError> {
-            self.0.kept()
-        }
-        fn heads(&mut self, visit: &mut dyn FnMut(u64, Signed) -> Result<(), StoreError>) -> Result<(), StoreError> {
-            self.0.heads(visit)
-        }
-    }
-
-    impl JournalStore for Unreliable {
-        fn append(&mut self, batch: &Batch) -> Result<(), StoreError> {
-            self.probe()?;
-            self.0.append(batch)
-        }
-        fn probe(&mut self) -> Result<(), StoreError> {
-            let fails = self.1.load(Ordering::SeqCst);
-            if fails { Err(StoreError::Failed("disk full".into())) } else { self.0.probe() }
-        }
-    }
-
     struct Bench {
         desk: Desk<usize>,
         written: Receiver<Written>,
-        broken: Arc<AtomicBool>,
+        broken: Arc<AtomicU32>,
     }
 
     impl Bench {
         /// A ledger in which the first two keys have something to spend.
         fn open(path: &Path) -> Self {
-            let broken = Arc::new(AtomicBool::new(false));
+            let broken = Arc::new(AtomicU32::new(0));
             let store = LedgerStore::new(Database::open(path).unwrap()).unwrap();
             let store = Unreliable(store, Arc::clone(&broken));
             let writer = GroupCommit::start(store, LedgerStore::read_only(path).unwrap(), ledger_key()).unwrap();
@@ -251,7 +225,7 @@ mod tests {
         bench.desk.ask(NOW, &send(0), 0);
         bench.answers(1);
         let before = bench.desk.core().book().balance(wallet(2));
-        bench.broken.store(true, Ordering::SeqCst);
+        bench.broken.store(u32::MAX, Ordering::SeqCst);
         for n in 1..50 {
             bench.desk.ask(NOW, &send(n), n);
         }
@@ -268,7 +242,7 @@ mod tests {
         let told = bench.written.recv().unwrap();
         bench.desk.written(told);
         assert!(!bench.desk.is_ready());
-        bench.broken.store(false, Ordering::SeqCst);
+        bench.broken.store(0, Ordering::SeqCst);
         bench.desk.ask(NOW, &send(1), 1);
         let told = bench.written.recv().unwrap();
         bench.desk.written(told);
