@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, LengthLimitError};
 use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response, StatusCode, Uri, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -139,24 +139,24 @@ impl Client {
     /// Reads what anybody may read.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let request = self.request(&Method::GET, path, Bytes::new(), None, None)?;
-        read_json(self.send(request, limits::HTTP_ANSWER_WITHIN).await?).await
+        self.read_json(self.send(request, limits::HTTP_ANSWER_WITHIN).await?).await
     }
 
     /// A signed call with a body of JSON.
     pub async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
-        read_json(self.call(Method::POST, path, body.into(), None).await?).await
+        self.read_json(self.call(Method::POST, path, body.into(), None).await?).await
     }
 
     /// A signed call that brings JSON, or nothing when there is nothing.
     pub async fn poll<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, ClientError> {
         let response = self.call(Method::GET, path, Bytes::new(), None).await?;
-        if response.status() == StatusCode::NO_CONTENT { Ok(None) } else { read_json(response).await.map(Some) }
+        if response.status() == StatusCode::NO_CONTENT { Ok(None) } else { self.read_json(response).await.map(Some) }
     }
 
     /// A signed call that sends bytes and brings JSON.
     pub async fn put<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, ClientError> {
-        read_json(self.call(Method::PUT, path, body, None).await?).await
+        self.read_json(self.call(Method::PUT, path, body, None).await?).await
     }
 
     /// A signed call for bytes from `offset` on.
@@ -180,9 +180,9 @@ impl Client {
         let mut held: Vec<u8> = Vec::new();
         loop {
             let frame = tokio::time::timeout(limits::HTTP_ANSWER_WITHIN, body.frame()).await;
-            let frame = frame.map_err(|_| ClientError::Answer("it did not come in time".to_owned()))?;
+            let frame = frame.map_err(|_| self.unreachable("nothing came for too long".to_owned()))?;
             let Some(frame) = frame else { return Err(ClientError::Answer("it has no end".to_owned())) };
-            let frame = frame.map_err(|error| ClientError::Answer(error.to_string()))?;
+            let frame = frame.map_err(|error| self.unreachable(innermost(&error)))?;
             held.extend(frame.into_data().unwrap_or_default());
             if held.len() > limits::HTTP_ANSWER_BYTES_MAX {
                 return Err(ClientError::Answer("a line is too long".to_owned()));
@@ -273,7 +273,7 @@ impl Client {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>, within: Duration) -> Result<Response<Incoming>, ClientError> {
-        let unreachable = |problem| ClientError::Unreachable { base: self.base.clone(), problem };
+        let unreachable = |problem| self.unreachable(problem);
         let response = tokio::time::timeout(within, self.http.request(request))
             .await
             .map_err(|_| unreachable("no answer in time".to_owned()))?
@@ -282,7 +282,7 @@ impl Client {
             return Ok(response);
         }
         let status = response.status();
-        let body = read(response).await?;
+        let body = self.read(response).await?;
         let detail = serde_json::from_slice::<ErrorBody>(&body).map_or_else(
             // Not one of ours: a proxy in between, or another program.
             |_| ErrorDetail {
@@ -295,6 +295,27 @@ impl Client {
             |body| body.error,
         );
         Err(ClientError::Refused { status: status.as_u16(), detail })
+    }
+
+    fn unreachable(&self, problem: String) -> ClientError {
+        ClientError::Unreachable { base: self.base.clone(), problem }
+    }
+
+    /// Reads a body that is not to be larger than an answer ever is.
+    async fn read(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let body = http_body_util::Limited::new(response.into_body(), limits::HTTP_ANSWER_BYTES_MAX);
+        let body = tokio::time::timeout(limits::HTTP_BODY_WITHIN, body.collect()).await;
+        let body = body.map_err(|_| self.unreachable("the answer did not come in time".to_owned()))?;
+        match body {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(ClientError::Answer(error.to_string())),
+            // The connection broke.
+            Err(error) => Err(self.unreachable(innermost(&*error))),
+        }
+    }
+
+    async fn read_json<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, ClientError> {
+        serde_json::from_slice(&self.read(response).await?).map_err(|error| ClientError::Answer(error.to_string()))
     }
 }
 
@@ -337,16 +358,4 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     inner.to_string()
-}
-
-/// Reads a body that is not to be larger than an answer ever is.
-async fn read(response: Response<Incoming>) -> Result<Bytes, ClientError> {
-    let body = http_body_util::Limited::new(response.into_body(), limits::HTTP_ANSWER_BYTES_MAX);
-    let body = tokio::time::timeout(limits::HTTP_BODY_WITHIN, body.collect()).await;
-    let body = body.map_err(|_| ClientError::Answer("it did not come in time".to_owned()))?;
-    Ok(body.map_err(|error| ClientError::Answer(error.to_string()))?.to_bytes())
-}
-
-async fn read_json<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, ClientError> {
-    serde_json::from_slice(&read(response).await?).map_err(|error| ClientError::Answer(error.to_string()))
 }

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,16 @@ use crate::store::{BlobError, Blobs, FolderBlobs};
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 const TRIES: u32 = 60;
+
+/// The shortest piece of an upload, bytes: some times what a request costs besides.
+const PIECE_MIN: u64 = 4096;
+
+/// How far an upload is.
+struct Sending {
+    /// Bytes in the next piece.
+    piece: Cell<u64>,
+    received: Cell<u64>,
+}
 
 /// A coordinator's blob store seen from another process: what was fetched once is kept in a folder. Transfers go on
 /// where they broke off, and their bytes are checked against the digest.
@@ -146,19 +157,23 @@ impl RemoteBlobs {
         }
     }
 
-    /// Sends the next pieces until the coordinator has all of them.
-    async fn upload(&self, digest: &Digest, bytes: &Bytes) -> Result<(), Problem> {
+    /// Sends the next pieces until the coordinator has all of them. A piece that does not arrive is tried again half as
+    /// long: a line that breaks often lets some through.
+    async fn upload(&self, digest: &Digest, bytes: &Bytes, sending: &Sending) -> Result<(), Problem> {
         let wrong = |error: ClientError| passing(digest, &error);
         let state: Option<Upload> = self.client.poll(&format!("/hydra/v1/uploads/{digest}")).await.map_err(wrong)?;
         let mut state = state.unwrap_or(Upload { received: 0, complete: false });
         let total = bytes.len() as u64;
-        let most = self.up.piece(limits::HTTP_CHUNK_BYTES_MAX) as u64;
         while !state.complete {
             let start = state.received.min(total);
+            let most = sending.piece.get();
             let piece = bytes.slice(start as usize..(start + most).min(total) as usize);
             tokio::time::sleep(self.up.pass(piece.len(), self.clock.now())).await;
             let path = format!("{}/{digest}?offset={start}&length={total}", path::BLOBS);
+            sending.piece.set((most / 2).max(PIECE_MIN));
             state = self.client.put(&path, piece).await.map_err(wrong)?;
+            sending.piece.set((most * 2).min(self.up.piece(limits::HTTP_CHUNK_BYTES_MAX) as u64));
+            sending.received.set(state.received);
         }
         Ok(())
     }
@@ -182,7 +197,9 @@ impl Blobs for RemoteBlobs {
     fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
         let digest = self.kept.put(bytes)?;
         let bytes = Bytes::copy_from_slice(bytes);
-        self.patiently(&digest, async || self.upload(&digest, &bytes).await, || 0)?;
+        let most = self.up.piece(limits::HTTP_CHUNK_BYTES_MAX) as u64;
+        let sending = Sending { piece: Cell::new(most), received: Cell::new(0) };
+        self.patiently(&digest, async || self.upload(&digest, &bytes, &sending).await, || sending.received.get())?;
         self.kept.remove(&digest)?;
         Ok(digest)
     }
