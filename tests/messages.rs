@@ -23,8 +23,6 @@ const MISTAKES: &[&str] = &[
     "up --lr nan",
     "up --device abacus",
     "coordinator --tls-cert a.pem",
-    "coordinator --serve --ledger http://127.0.0.1:1",
-    "coordinator --price 1",
     "worker",
     "worker --coordinator ftp://organiser",
     "worker --coordinator http://127.0.0.1:1 --schedule 25:00-07:00",
@@ -62,8 +60,6 @@ const MISTAKES: &[&str] = &[
     "worker status",
     // Nobody answers.
     "query text --coordinator http://127.0.0.1:1",
-    "wallet balance KEY --coordinator http://127.0.0.1:1",
-    "ledger verify --coordinator http://127.0.0.1:1",
     "verdicts --coordinator http://127.0.0.1:1",
     "wallet balance KEY --coordinator organiser",
     // What is in the way.
@@ -93,7 +89,11 @@ fn told(mistake: &str) -> String {
     assert!(!said.contains("panicked"), "{mistake}: {said}");
     let said = said.replace(folder.path().to_str().unwrap(), "~").replace(KEY, "KEY");
     let said: String = said.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    format!("$ hydra {mistake}\n{said}exit code {}\n\n", output.status.code().unwrap())
+    let typed = match mistake.split_once(' ') {
+        Some((variable, rest)) if variable.contains('=') => format!("{variable} hydra {rest}"),
+        _ => format!("hydra {mistake}"),
+    };
+    format!("$ {typed}\n{said}exit code {}\n\n", output.status.code().unwrap())
 }
 
 /// `HYDRA_TEST_WRITE=1 cargo test --test messages` writes the file anew.
