@@ -7,6 +7,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ impl Page {
                 (None, Some(info)) => {
                     open = Some(Block { line: number + 1, info: info.to_owned(), code: String::new() });
                 }
-                (Some(block), None) => block.code += &format!("{line}\n"),
+                (Some(block), None) => block.code.extend([line, "\n"]),
                 (None, None) => prose.push((number + 1, line.to_owned())),
             }
         }
@@ -64,7 +65,7 @@ impl Page {
         let (mut spans, mut text, mut starts) = (Vec::new(), String::new(), Vec::new());
         for (number, line) in &self.prose {
             starts.push((text.len(), *number));
-            text += &format!("{line}\n");
+            text.extend([line, "\n"]);
         }
         let mut at = 0;
         for (index, piece) in text.split('`').enumerate() {
@@ -239,7 +240,6 @@ fn simple_commands(line: &str) -> Vec<Vec<String>> {
     while let Some(c) = characters.next() {
         match (quote, c) {
             (Some(q), c) if q == c => quote = None,
-            (Some(_), c) => word.push(c),
             (None, '"' | '\'') => (quote, inside) = (Some(c), true),
             (None, '#') if word.is_empty() && !inside => break,
             (None, c) if c.is_whitespace() || "|&;()".contains(c) => {
@@ -254,7 +254,7 @@ fn simple_commands(line: &str) -> Vec<Vec<String>> {
                 }
             }
             (None, '$') if characters.peek() == Some(&'(') => {}
-            (None, c) => word.push(c),
+            (_, c) => word.push(c),
         }
     }
     if inside || !word.is_empty() {
@@ -439,7 +439,7 @@ fn run(page: &Page) -> Result<(), String> {
 
     let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n");
     for block in page.blocks.iter().filter(|block| is_run(block)) {
-        script += &format!("echo '--- {}' >&2\n{}\n", page.at(block.line), block.code);
+        writeln!(script, "echo '--- {}' >&2\n{}", page.at(block.line), block.code).unwrap();
     }
     for port in ["7700", "7710"] {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -321,6 +321,8 @@ fn operation(route: &Route) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     #[test]
@@ -363,7 +365,7 @@ mod tests {
         };
         let mut text = String::new();
         for part in ["The server and the run", "Workers", "Verifiers", "The operator", "The ledger", "Queries"] {
-            text += &format!("\n## {part}\n\n| call | who may | what it does |\n| --- | --- | --- |\n");
+            write!(text, "\n## {part}\n\n| call | who may | what it does |\n| --- | --- | --- |\n").unwrap();
             for route in ROUTES.iter().filter(|route| of(route) == part) {
                 let query: Vec<String> = route
                     .query
@@ -377,7 +379,7 @@ mod tests {
                     route.takes.filter(|takes| *takes != JSON).map_or_else(String::new, |t| format!(". Takes {t}"));
                 let gives = if route.gives == JSON { String::new() } else { format!(". Gives {}", route.gives) };
                 let (method, path, who, summary) = (route.method, route.path, caller(route.caller), route.summary);
-                text += &format!("| `{method} {path}` | {who} | {summary}{query}{takes}{gives} |\n");
+                writeln!(text, "| `{method} {path}` | {who} | {summary}{query}{takes}{gives} |").unwrap();
             }
         }
         text
