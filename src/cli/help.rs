@@ -312,7 +312,11 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
 
 fn with_exit_status(command: clap::Command) -> clap::Command {
     let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    command.after_help(format!("{examples}\n\n{EXIT_STATUS}")).mut_subcommands(with_exit_status)
+    // `hydra help send` needs no page of its own.
+    command
+        .disable_help_subcommand(true)
+        .after_help(format!("{examples}\n\n{EXIT_STATUS}"))
+        .mut_subcommands(with_exit_status)
 }
 
 #[cfg(test)]
@@ -412,5 +416,6 @@ mod tests {
             let page = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
             assert!(page.contains("Examples:") && page.contains("Exit codes:"), "{path}");
         }
+        assert_eq!(fs::read_dir(folder.path().join("man1")).unwrap().count(), commands().len());
     }
 }
