@@ -16,20 +16,37 @@ use hydra_sim::folder::{self, Played, RunFolder};
 use hydra_sim::shrink::shrink;
 use hydra_sim::{Outcome, Scenario, Simulation};
 
+const EXAMPLES: &str = "\
+Examples:
+  Play a story about a swarm:
+    cargo sim scenarios/baseline.toml
+  Play it with other luck, and print every event:
+    cargo sim scenarios/cheat-scale.toml --seed 7 --trace
+  Leave a folder with a report:
+    cargo sim scenarios/split-network.toml --out runs/split
+  Change it, and play it with a hundred seeds, two at a time:
+    cargo sim scenarios/baseline.toml --seeds 1..100 --jobs 2 \\
+      --set workers.0.count=3
+  Begin with one of your own:
+    cargo sim new mine.toml";
+
+/// As in `hydra`: examples before options.
+const HELP_TEMPLATE: &str = "\
+{before-help}{about-with-newline}
+{usage-heading} {usage}{after-help}
+
+{all-args}
+
+Exit codes: 0 all expectations hold, 1 one does not, 2 the scenario cannot be played.";
+
 /// Plays a scenario of a swarm in virtual time, deterministically
 #[derive(Debug, Parser)]
 #[command(
     name = "hydra-sim",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "\
-Examples:
-  cargo sim scenarios/baseline.toml
-  cargo sim scenarios/cheat-scale.toml --seed 7 --trace
-  cargo sim scenarios/split-network.toml --out runs/split
-  cargo sim scenarios/baseline.toml --seeds 1..100 --jobs 2 --set workers.0.count=3
-
-Exit codes: 0 all expectations hold, 1 one does not, 2 the scenario cannot be played."
+    after_help = EXAMPLES,
+    help_template = HELP_TEMPLATE
 )]
 struct Cli {
     #[command(subcommand)]

@@ -119,7 +119,7 @@ pub(super) fn read(
     arguments: &[OsString],
     environment: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<(Args, Settings), u8> {
-    let mut command = Args::command();
+    let mut command = super::help::command();
     command.build();
     let wrong = |error: ConfigError| {
         eprintln!("error: {error}");

@@ -31,21 +31,12 @@ use crate::training::Manifest;
 /// How long workers have to hear that the run is over, before the server goes away.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-const EXAMPLES: &str = "\
-Examples:
-  hydra coordinator --listen 0.0.0.0:7700 --tasks 8 --data books/
-                                                    train on these books, with eight tasks a round
-  hydra coordinator --admission listed --allow KEY  only for these workers
-  hydra coordinator --show-keys                     what a ledger in a process of its own must be told
-  hydra coordinator --ledger http://banker:7710     have that ledger pay (see `hydra ledger serve --help`)";
-
 /// Hand out tasks to workers on other computers: coordinator, ledger and verifier in this process
 ///
 /// Serves until the rounds asked for are done, or until Ctrl-C or SIGTERM. Run it again on the same state directory and
 /// it goes on where it stopped; workers wait for it meanwhile. With --ledger, rounds are paid by a ledger in a process of
 /// its own, which must be told of this coordinator's key and of its verifiers' (--show-keys).
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct CoordinatorArgs {
     #[command(flatten)]
     options: RunOptions,

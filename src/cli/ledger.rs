@@ -19,18 +19,8 @@ use crate::ledger::{
 use crate::protocol::{Digest, PublicKey, Signed, Time};
 use crate::store::{Archive, Database, Growth, LedgerStore, StateDir};
 
-const EXAMPLES: &str = "\
-Examples:
-  hydra ledger verify                                        replay the ledger of this machine's run
-  hydra ledger verify --coordinator http://organiser:7700    fetch a ledger on another computer and replay it here
-  hydra ledger proof 72 --coordinator http://organiser:7700 --key KEY > proof.json
-                                                             fetch the proof of a transfer, and check it against KEY
-  hydra ledger serve --listen 0.0.0.0:7710 --state-dir DIR --verifier KEY --payer KEY
-                                                             the ledger as a process of its own";
-
 /// Check, prove, export, serve, back up and restore a ledger
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct LedgerArgs {
     #[command(subcommand)]
     command: LedgerCommand,

@@ -6,6 +6,7 @@ mod coordinator;
 mod device;
 mod doctor;
 mod generate;
+mod help;
 mod ledger;
 mod owner;
 mod progress;
@@ -37,7 +38,7 @@ use crate::runtime::Clock;
 
 /// Trains one neural network on many computers, and pays for it.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(version, arg_required_else_help = true)]
 struct Args {
     /// Configuration of up, coordinator, worker, verifier [default: hydra.toml here, or else in the state directory]
     #[arg(long, value_name = "FILE", global = true)]
@@ -45,20 +46,6 @@ struct Args {
     #[command(subcommand)]
     command: Command,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  hydra up --rounds 20                         train on Hydra's own code and documentation
-  hydra up --rounds 20 --data book.txt notes/  train on your own text
-  hydra generate \"fn main\" --tokens 200        let the newest model write
-  hydra query \"fn main\" --coordinator URL       let a coordinator's model write, for HYD
-  hydra device bench                           how fast this machine trains
-  hydra doctor --coordinator http://host:7700  whether this machine can take part, and what to do if not
-  hydra ledger verify                          replay every transfer of the ledger and check it
-  hydra wallet send KEY 2.5 --wallet worker-1  send what a worker has earned
-  hydra ledger serve --help                    the ledger as a process of its own
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 101 a bug in hydra.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -75,6 +62,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Ledger(ledger::LedgerArgs),
     Wallet(wallet::WalletArgs),
+    Completions(help::CompletionsArgs),
+    Man(help::ManArgs),
 }
 
 /// What went wrong, and whose doing it is.
@@ -114,6 +103,8 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Doctor(args) => doctor::run(&args, &settings),
         Command::Ledger(args) => ledger::run(&args),
         Command::Wallet(args) => wallet::run(&args),
+        Command::Completions(args) => help::completions(&args),
+        Command::Man(args) => help::man(&args),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

@@ -16,18 +16,11 @@ use crate::protocol::PublicKey;
 use crate::runtime::{Clock, SystemClock};
 use crate::store::{Archive, Database, GroupCommit, LedgerStore, StateDir};
 
-const EXAMPLES: &str = "\
-Examples:
-  hydra coordinator --show-keys --state-dir RUN        the keys of the coordinator and of its verifier
-  hydra ledger serve --listen 127.0.0.1:7710 --state-dir BOOKS --payer COORDINATOR --verifier VERIFIER
-  hydra coordinator --ledger http://127.0.0.1:7710 --state-dir RUN";
-
 /// Serve the ledger in a state directory, as a process of its own
 ///
 /// Coordinators started with --ledger have their rounds paid here. It may be stopped or killed at any time: coordinators
 /// wait, and go on when it is back.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct ServeArgs {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7710")]

@@ -15,15 +15,8 @@ use crate::protocol::{Keypair, Outcome, Round, Verdict, limits};
 use crate::runtime::{Clock, SystemClock, entropy};
 use crate::store::{Database, RunStore, StateDir};
 
-const EXAMPLES: &str = "\
-Examples:
-  hydra verdicts                                        the newest rounds of the run in the state directory
-  hydra verdicts --coordinator http://host:7700 --json  ask a coordinator, for a program
-  hydra verifier recheck 12                             whether the audits of round 12 were drawn and ended as they had to";
-
 /// Show whose work was computed again, and what came of it
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct VerdictsArgs {
     #[command(flatten)]
     source: Source,

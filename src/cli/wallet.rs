@@ -29,7 +29,6 @@ const ORDER_VALID: Duration = Duration::from_mins(10);
 ///
 /// The ledger is that of the state directory, or with --coordinator one that is served on another computer.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct WalletArgs {
     #[command(subcommand)]
     command: WalletCommand,
@@ -48,15 +47,6 @@ pub(super) struct WalletArgs {
     #[arg(long, global = true)]
     json: bool,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  hydra wallet balance --wallet worker-1             what a worker of this machine has earned
-  hydra wallet send KEY 2.5 --wallet worker-1        send some of it
-  hydra wallet balance KEY --coordinator http://organiser:7700
-                                                     what a key has in a ledger on another computer
-  hydra wallet send KEY 2.5 --wallet worker --state-dir DIR --coordinator http://organiser:7700
-                                                     sign here, with a key of DIR, for that ledger";
 
 #[derive(Debug, Subcommand)]
 enum WalletCommand {

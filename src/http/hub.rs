@@ -265,3 +265,51 @@ fn event(note: &Note) -> Option<Value> {
         Note::Step { .. } | Note::TaskFailed { .. } | Note::Ledger { .. } | Note::Fatal(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every name that `/metrics` can have.
+    fn names() -> BTreeSet<String> {
+        let hub = Hub::default();
+        // What has labels is there from when it is first counted.
+        hub.answered("/", 200, Duration::ZERO);
+        hub.refused("zero_amount");
+        hub.queries.ended("stop");
+        let text = hub.metrics(Time(0));
+        let mut names = BTreeSet::new();
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let endings: &[&str] = match kind {
+                "counter" => &["_total"],
+                "histogram" => &["_bucket", "_sum", "_count"],
+                _ => &[""],
+            };
+            names.extend(endings.iter().map(|ending| format!("{name}{ending}")));
+        }
+        assert!(names.len() > 20, "{text}");
+        names
+    }
+
+    #[test]
+    fn the_dashboard_and_the_book_ask_for_numbers_that_there_are() {
+        let names = names();
+        for file in ["docs/deploy/grafana.json", "docs/src/operations.md"] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let text = std::fs::read_to_string(path).unwrap();
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            let asked: BTreeSet<&str> = words.filter(|word| word.starts_with("hydra_")).collect();
+            assert!(asked.len() > 4, "{file} asks for nothing");
+            for name in asked {
+                assert!(names.contains(name), "{file} asks for {name}");
+            }
+        }
+        let dashboard =
+            std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/deploy/grafana.json"));
+        let dashboard: Value = serde_json::from_slice(&dashboard.unwrap()).unwrap();
+        assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    }
+}

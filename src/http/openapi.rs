@@ -321,6 +321,8 @@ fn operation(route: &Route) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     #[test]
@@ -333,5 +335,67 @@ mod tests {
         let described: usize =
             document["paths"].as_object().unwrap().values().map(|item| item.as_object().unwrap().len()).sum();
         assert_eq!(described, ROUTES.len());
+    }
+
+    fn caller(caller: Caller) -> &'static str {
+        match caller {
+            Caller::Anybody => "anybody",
+            Caller::Reader => "anybody; where the run is not open, an admitted key",
+            Caller::Key => "any key",
+            Caller::Worker => "an admitted key",
+            Caller::Verifier => "a verifier",
+            Caller::Payer => "a coordinator of this ledger",
+            Caller::QueryServer => "a server of queries",
+            Caller::Admin => "the operator",
+            Caller::ApiKey => "an API key, or the free allowance",
+        }
+    }
+
+    /// The tables of the book's chapter, from the routes themselves.
+    fn reference() -> String {
+        let of = |route: &Route| match route.path {
+            path if path.starts_with(ledger::LEDGER) => "The ledger",
+            path if path.starts_with("/v1/") || path.starts_with(queries::API_KEYS) || path == queries::QUOTE => {
+                "Queries"
+            }
+            path if path.starts_with("/hydra/v1/admin/") => "The operator",
+            _ if matches!(route.caller, Caller::Worker | Caller::Key | Caller::Reader) => "Workers",
+            _ if route.caller == Caller::Verifier => "Verifiers",
+            _ => "The server and the run",
+        };
+        let mut text = String::new();
+        for part in ["The server and the run", "Workers", "Verifiers", "The operator", "The ledger", "Queries"] {
+            write!(text, "\n## {part}\n\n| call | who may | what it does |\n| --- | --- | --- |\n").unwrap();
+            for route in ROUTES.iter().filter(|route| of(route) == part) {
+                let query: Vec<String> = route
+                    .query
+                    .iter()
+                    .map(|Parameter { name, meaning, required, .. }| {
+                        format!("`{name}`{}: {meaning}", if *required { "" } else { " (may be left out)" })
+                    })
+                    .collect();
+                let query = if query.is_empty() { String::new() } else { format!(". Query: {}", query.join("; ")) };
+                let takes =
+                    route.takes.filter(|takes| *takes != JSON).map_or_else(String::new, |t| format!(". Takes {t}"));
+                let gives = if route.gives == JSON { String::new() } else { format!(". Gives {}", route.gives) };
+                let (method, path, who, summary) = (route.method, route.path, caller(route.caller), route.summary);
+                writeln!(text, "| `{method} {path}` | {who} | {summary}{query}{takes}{gives} |").unwrap();
+            }
+        }
+        text
+    }
+
+    /// `HYDRA_TEST_WRITE=1 cargo test the_book` writes the chapter anew.
+    #[test]
+    fn the_book_tells_of_every_route() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/src/api.md");
+        let chapter = std::fs::read_to_string(&path).unwrap();
+        let begin = chapter.split("\n## ").next().unwrap();
+        let right = format!("{begin}{}", reference());
+        if std::env::var_os("HYDRA_TEST_WRITE").is_some() {
+            return std::fs::write(&path, &right).unwrap();
+        }
+        let same = chapter == right;
+        assert!(same, "the chapter on the HTTP API is old; HYDRA_TEST_WRITE=1 cargo test the_book writes it anew");
     }
 }

@@ -12,7 +12,7 @@ pub enum Event<R> {
     Started,
     /// A worker asks for something.
     Request {
-        /// The signed [`WorkerRequest`].
+        /// The signed [`WorkerRequest`](crate::protocol::WorkerRequest).
         request: Signed,
         /// Where the answer goes.
         reply: R,
