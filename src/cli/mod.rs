@@ -7,6 +7,7 @@ mod device;
 mod doctor;
 mod generate;
 mod ledger;
+mod model;
 mod owner;
 mod progress;
 mod queries;
@@ -52,6 +53,7 @@ Examples:
   hydra up --rounds 20 --data book.txt notes/  train on your own text
   hydra generate \"fn main\" --tokens 200        let the newest model write
   hydra query \"fn main\" --coordinator URL       let a coordinator's model write, for HYD
+  hydra model export --format gguf model/      take the newest model to llama.cpp
   hydra device bench                           how fast this machine trains
   hydra doctor --coordinator http://host:7700  whether this machine can take part, and what to do if not
   hydra ledger verify                          replay every transfer of the ledger and check it
@@ -68,6 +70,7 @@ enum Command {
     Verifier(Box<verifier::VerifierArgs>),
     Verdicts(verdicts::VerdictsArgs),
     Generate(generate::GenerateArgs),
+    Model(model::ModelArgs),
     Query(query::QueryArgs),
     Chat(query::ChatArgs),
     Device(device::DeviceArgs),
@@ -107,6 +110,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Verifier(args) => verifier::run(&args),
         Command::Verdicts(args) => verdicts::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Model(args) => model::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Chat(args) => query::chat(&args),
         Command::Device(args) => device::run(&args),

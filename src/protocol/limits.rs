@@ -112,6 +112,10 @@ pub const MANIFEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Text in one shard: small enough to fetch over a home line in seconds, large enough that a manifest stays small.
 pub const SHARD_BYTES: usize = 1 << 20;
 
+/// What describes an imported model: a configuration is some hundred bytes, a tokenizer of bytes some thousand, one that
+/// merges them a few megabytes (and is refused with what is wrong).
+pub const MODEL_WORDS_BYTES_MAX: u64 = 32 << 20;
+
 /// Text that a run is trained on. A worker holds the whole of it in memory.
 pub const CORPUS_BYTES_MAX: u64 = 4 << 30;
 
