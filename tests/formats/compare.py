@@ -30,7 +30,7 @@ def with_transformers():
         tokens = tokenizer(prompt, return_tensors="pt").input_ids
         assert tokenizer.decode(tokens[0], skip_special_tokens=True) == prompt
         with torch.no_grad():
-            whole = model.generate(tokens, max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=256)
+            whole = model.generate(tokens, max_new_tokens=count, do_sample=False, eos_token_id=-1)
             logs = model(whole).logits.log_softmax(-1)[0]
         start = tokens.shape[1]
         answers.append(
@@ -56,12 +56,13 @@ def with_llama_cpp():
     params.warmup = False
     # As everything else is; by default keys and values have half as many bits.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = 1
     server = xllamacpp.Server(params)
     answers = []
     for prompt in prompts:
         answer = server.handle_completions(
-            {"prompt": prompt, "n_predict": count, "temperature": 0, "n_probs": 264, "cache_prompt": False}
+            {"prompt": prompt, "n_predict": count, "samplers": ["top_k"], "top_k": 1, "n_probs": 264, "cache_prompt": False}
         )
         places = answer["choices"][0]["logprobs"]["content"]
         logs = [[None] * 264 for _ in places]

@@ -39,6 +39,10 @@ pub(super) fn token_text(token: u32) -> String {
     }
 }
 
+/// What fills short texts up to the longest beside them: a reserved token. With the one that texts begin with, transformers
+/// would not look at it.
+const PAD: u32 = VOCABULARY_END + 1;
+
 /// All files but the weights.
 pub(super) fn words(model: &ModelSpec) -> Vec<File> {
     let end = token_text(VOCABULARY_END);
@@ -63,7 +67,7 @@ pub(super) fn words(model: &ModelSpec) -> Vec<File> {
         "tie_word_embeddings": true,
         "bos_token_id": VOCABULARY_END,
         "eos_token_id": VOCABULARY_END,
-        "pad_token_id": VOCABULARY_END,
+        "pad_token_id": PAD,
         "use_cache": true,
         "torch_dtype": "float32",
         "dtype": "float32",
@@ -106,13 +110,12 @@ pub(super) fn words(model: &ModelSpec) -> Vec<File> {
         "model_max_length": model.context,
         "bos_token": end,
         "eos_token": end,
-        "pad_token": end,
+        "pad_token": token_text(PAD),
         "clean_up_tokenization_spaces": false,
         "add_bos_token": true,
         "model_input_names": ["input_ids", "attention_mask"],
     });
-    let generation =
-        json!({ "bos_token_id": VOCABULARY_END, "eos_token_id": VOCABULARY_END, "pad_token_id": VOCABULARY_END });
+    let generation = json!({ "bos_token_id": VOCABULARY_END, "eos_token_id": VOCABULARY_END, "pad_token_id": PAD });
     let files = [
         (CONFIG, config),
         (TOKENIZER, tokenizer),
