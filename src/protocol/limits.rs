@@ -237,6 +237,13 @@ pub const PROMPT_PIECE: usize = 128;
 /// Prompts that are read at the same time, for the same reason.
 pub const PROMPTS_READ_AT_A_TIME: usize = 4;
 
+/// Memory for what was computed for texts, for others that begin like them: hundreds of contexts of the preset nano, some
+/// thirty of small.
+pub const PREFIX_BYTES: usize = 256 << 20;
+
+/// Shorter texts are not kept: reading them takes no longer than copying.
+pub const PREFIX_TOKENS_MIN: usize = 16;
+
 /// Texts that one query may ask for: each takes a place.
 pub const CHOICES_MAX: usize = 16;
 
