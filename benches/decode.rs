@@ -3,7 +3,7 @@
 //! fast as from `transformers`; at least twice as fast as from `llama.cpp` at `nano` and as fast at `small`, in one stream.
 //! What was measured is in `docs/src/inference.md`.
 //!
-//! `[PEERS="$(tests/formats/make)"] cargo bench --profile dev --bench decode [-- preset …]`
+//! `[PEERS="$(tests/formats/make)"] cargo bench --profile dev --bench decode [-- preset … streams …]`
 //!
 //! With `PEERS`, `llama.cpp` and `transformers` write with the same model, in F32, on as many threads. All take turns, so
 //! that a machine that slows down slows all of them; medians are shown, and the best of all.
@@ -171,6 +171,8 @@ fn engine(model: &ModelSpec, threads: usize, kept_bytes: usize) -> Result<Ours> 
 fn main() -> Result<()> {
     let named: Vec<Preset> = std::env::args().filter_map(|name| name.parse().ok()).collect();
     let presets = if named.is_empty() { vec![Preset::Nano] } else { named };
+    let named: Vec<usize> = std::env::args().filter_map(|number| number.parse().ok()).collect();
+    let streams = if named.is_empty() { STREAMS.to_vec() } else { named };
     let threads = std::thread::available_parallelism()?.get();
     println!(
         "{threads} threads; medians of {TURNS} turns, the best in brackets; prompts of {PROMPT} tokens, {TOKENS} added"
@@ -189,7 +191,7 @@ fn main() -> Result<()> {
             writers.push(("llama.cpp", Box::new(Peer::start(&python, "llama.cpp", &gguf, threads)?)));
             writers.push(("transformers", Box::new(Peer::start(&python, "transformers", folder.path(), threads)?)));
         }
-        for streams in STREAMS {
+        for &streams in &streams {
             let mut times: Vec<Vec<[f64; 2]>> = writers.iter().map(|_| Vec::new()).collect();
             for turn in 0..=TURNS {
                 for ((_, writer), times) in writers.iter_mut().zip(&mut times) {
