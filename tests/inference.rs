@@ -50,6 +50,10 @@ impl Serving {
             "100",
             "--operator-key-file",
             operator.to_str().unwrap(),
+            "--prefix-cache",
+            "4",
+            "--access-log",
+            hydra.folder().join("access.log").to_str().unwrap(),
         ]);
         common::wait_for(|| TcpStream::connect(address).is_ok());
         common::wait_for(|| request(address, "GET", "/v1/models", None, "").0 == 200);
@@ -226,6 +230,11 @@ fn queries_are_answered_and_paid_to_the_micro() {
     let worker: i64 = serde_json::from_str::<Value>(&worker).unwrap()["spendable"].as_str().unwrap().parse().unwrap();
     assert!((worker - 50_000_000 - costs * 4 / 5).abs() < 20, "{worker} of {costs}");
 
+    let id = first["id"].as_str().unwrap();
+    the_log_has_what_was_paid_and_nothing_that_was_said(&serving, id, &[costs, costs - since]);
+    what_there_is_no_room_for_is_turned_away_and_then_all_is_as_before(&serving, &first["choices"]);
+    assert_eq!(serving.balance(), [before - costs, 0]);
+
     let Some(python) = python() else { return };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai/ask.py");
     let output = Command::new(python).arg(script).args([&url, &key, &poor, OPERATOR]).output().unwrap();
@@ -243,4 +252,41 @@ fn python() -> Option<String> {
         println!("left out: there is no openai package; tests/openai/make makes an environment with one");
     }
     Some(String::from_utf8(found?.stdout).unwrap().trim().to_owned())
+}
+
+/// What was under way when the process was killed may have been paid without a line, so there are two sums.
+fn the_log_has_what_was_paid_and_nothing_that_was_said(serving: &Serving, id: &str, costs: &[i64]) {
+    let log = std::fs::read_to_string(serving.hydra.folder().join("access.log")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let logged: i64 = lines.iter().filter_map(|line| line["cost"].as_str()?.parse::<i64>().ok()).sum();
+    assert!(costs.contains(&logged), "{logged}, not {costs:?}");
+    assert!(!log.contains("line 1") && log.contains("insufficient_quota") && log.contains("\"payer\":\"operator\""));
+    assert!(lines.iter().any(|line| line["id"] == id && line["finished"] == "stop"), "{log}");
+}
+
+fn what_there_is_no_room_for_is_turned_away_and_then_all_is_as_before(serving: &Serving, greedy: &Value) {
+    let crowd = || -> Vec<u16> {
+        let ask = || serving.complete(Some(OPERATOR), json!({ "n": 16, "max_tokens": 30, "temperature": 1 })).0;
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..60).map(|_| scope.spawn(ask)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    };
+    crowd();
+    let before = memory(serving.child.id());
+    for _ in 0..4 {
+        let told = crowd();
+        assert!(told.iter().all(|status| [200, 429].contains(status)), "{told:?}");
+        assert!(told.contains(&200) && told.contains(&429), "{told:?}");
+    }
+    assert_eq!(serving.complete(Some(OPERATOR), json!({ "temperature": 0 })).1["choices"], *greedy);
+    let grown = memory(serving.child.id()).saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes more after four times as many");
+}
+
+/// Bytes of memory that a process has.
+fn memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
 }

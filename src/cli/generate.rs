@@ -4,15 +4,13 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
-use super::{Failure, device, state_dir};
-use crate::coordinator::State;
+use super::{Failure, device, model, state_dir};
 use crate::inference::{Sampler, Sampling, Utf8Pieces, generate};
-use crate::model::{Predictor, checkpoint};
+use crate::model::Predictor;
 use crate::protocol::{Seed, limits};
 use crate::runtime::entropy;
-use crate::store::{Blobs, Database, FolderBlobs, RunStore, StateDir};
 
-/// Let the newest model continue a text
+/// Let the newest model, or another, continue a text
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     /// What to continue
@@ -26,6 +24,9 @@ pub(super) struct GenerateArgs {
     /// The same seed, prompt and model give the same text [default: another each time]
     #[arg(long)]
     seed: Option<u64>,
+    /// Which model: a digest's first digits, or a folder (see `hydra model`) [default: the newest of the run]
+    #[arg(long, value_name = "DIGEST|DIR")]
+    model: Option<String>,
     /// Where the run is [default: as for `hydra up`]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -47,19 +48,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let mut sampler =
         Sampler::new(sampling, &Seed::from_number(seed), &[]).map_err(|error| Failure::Usage(error.into()))?;
 
-    let folder = state_dir(args.state_dir.as_deref())?;
-    let path = StateDir::database(&folder);
-    let no_run = || format!("there is no trained model in {}; train one with `hydra up`", folder.display());
-    if !path.exists() {
-        return Err(anyhow::anyhow!(no_run()).into());
-    }
-    let (spec, records) = RunStore::new(Database::open(&path)?).load()?.with_context(no_run)?;
-    let state = State::replay(spec, records);
-    let model = state.lineage().last().with_context(no_run)?;
-    let bytes = FolderBlobs::read_only(&StateDir::blobs(&folder)).get(&model.digest)?;
-    let params = checkpoint::decode(&bytes, &state.spec().model)
-        .with_context(|| format!("the model {} is damaged", model.digest.short()))?;
-    let predictor = Predictor::new(device, &state.spec().model, &params)?;
+    let found = model::find(args.model.as_deref(), &state_dir(args.state_dir.as_deref())?)?;
+    let predictor = Predictor::new(device, &found.model, &found.params)?;
 
     let mut out = io::stdout().lock();
     let mut pieces = Utf8Pieces::default();

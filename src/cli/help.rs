@@ -57,6 +57,32 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "hydra model",
+        &[
+            ("The models of the run, and those that were imported", "hydra model list"),
+            ("The newest one for transformers", "hydra model export --format hf model/"),
+            ("Take a Hugging Face folder in", "hydra model import finetuned/"),
+        ],
+    ),
+    (
+        "hydra model export",
+        &[
+            ("The newest model for transformers", "hydra model export --format hf model/"),
+            ("For llama.cpp", "hydra model export --format gguf model/"),
+        ],
+    ),
+    (
+        "hydra model import",
+        &[
+            ("Take in what transformers saved; prints its digest", "hydra model import finetuned/"),
+            ("Begin a run with it", "hydra up --init finetuned/ --rounds 10"),
+            ("Let it write", "hydra generate \"fn main\" --model finetuned/"),
+        ],
+    ),
+    ("hydra model list", &[("The models of the run, and those that were imported", "hydra model list")]),
+    ("hydra model show", &[("What is known of the newest model", "hydra model show")]),
+    ("hydra model diff", &[("How far two models are apart", "hydra model diff 3f2a 91bc")]),
+    (
         "hydra worker",
         &[
             ("Train for this coordinator", "hydra worker --coordinator http://organiser:7700"),

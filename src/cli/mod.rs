@@ -8,6 +8,7 @@ mod doctor;
 mod generate;
 mod help;
 mod ledger;
+mod model;
 mod owner;
 mod progress;
 mod queries;
@@ -55,6 +56,7 @@ enum Command {
     Verifier(Box<verifier::VerifierArgs>),
     Verdicts(verdicts::VerdictsArgs),
     Generate(generate::GenerateArgs),
+    Model(model::ModelArgs),
     Query(query::QueryArgs),
     Chat(query::ChatArgs),
     Device(device::DeviceArgs),
@@ -96,6 +98,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Verifier(args) => verifier::run(&args),
         Command::Verdicts(args) => verdicts::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Model(args) => model::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Chat(args) => query::chat(&args),
         Command::Device(args) => device::run(&args),

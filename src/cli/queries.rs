@@ -6,7 +6,7 @@ use clap::Args;
 use super::Failure;
 use crate::http::QueryParts;
 use crate::inference::Engine;
-use crate::protocol::{Amount, Digest};
+use crate::protocol::{Amount, Digest, limits};
 use crate::store::{Database, QueryStore, StateDir};
 
 /// Bytes of the shortest operator's key that nobody guesses.
@@ -30,6 +30,12 @@ pub(super) struct QueryArgs {
     /// Threads that answer queries [default: as many as there are cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     serve_threads: Option<u16>,
+    /// Add a line of JSON for each query to this file: when, who paid, tokens, price, but nothing that was said
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
+    /// Memory for prompts that begin alike, in MiB; 0 keeps none
+    #[arg(long, value_name = "MIB", default_value_t = (limits::PREFIX_BYTES >> 20) as u32)]
+    prefix_cache: u32,
 }
 
 impl QueryArgs {
@@ -45,9 +51,17 @@ impl QueryArgs {
         }
         let operator = self.operator_key_file.as_deref().map(operator).transpose()?;
         let store = QueryStore::new(Database::open(StateDir::database(folder))?);
-        let engine = Engine::start(self.serve_threads.map_or_else(super::cores, usize::from))?;
+        let engine = Engine::start(
+            self.serve_threads.map_or_else(super::cores, usize::from),
+            (self.prefix_cache as usize).saturating_mul(1 << 20),
+        )?;
+        let log = self.access_log.as_ref().map(|path| {
+            let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            opened.with_context(|| format!("cannot write {}", path.display()))
+        });
+        let log = log.transpose()?;
         let price = Amount::from_micro(self.price.into()).context("the price is no amount")?;
-        Ok(Some(QueryParts { engine, store, price, free_tokens: self.free_tokens, operator }))
+        Ok(Some(QueryParts { engine, store, price, free_tokens: self.free_tokens, operator, log }))
     }
 }
 

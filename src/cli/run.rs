@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::device::fits;
+use super::model::{self, Found};
 use super::progress::Progress;
 use super::remote::RemoteLedger;
 use super::report::{Books, Summary, thousands};
@@ -24,8 +25,8 @@ use crate::http::Bucket;
 use crate::ledger::{Ask, Economy, EconomyConfig, EconomyError, Ledger, LedgerConfig};
 use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
-    Aggregation, AuditPolicy, Auditors, Audits, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer,
-    PublicKey, Round, RunSpec, Schedule, SecretChain, Seed, Timing, limits,
+    Aggregation, AuditPolicy, Auditors, Audits, Codec, Digest, Emission, InnerOptimizer, Keypair, ModelSpec,
+    OuterOptimizer, PublicKey, Round, RunSpec, Schedule, SecretChain, Seed, Timing, limits,
 };
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Watch};
 use crate::store::{Blobs, Database, FolderBlobs, Goal, GroupCommit, LedgerStore, RunStore, StateDir};
@@ -51,6 +52,9 @@ pub(super) struct RunOptions {
     /// Size of the network [default: nano]
     #[arg(long, value_enum)]
     preset: Option<Preset>,
+    /// Begin with this model instead of random weights: a digest's first digits, or a folder (see `hydra model`)
+    #[arg(long, value_name = "DIGEST|DIR", conflicts_with = "preset")]
+    init: Option<String>,
     /// Sequences in a training step [default: the preset's]
     #[arg(long, value_name = "N")]
     batch: Option<u32>,
@@ -198,11 +202,13 @@ impl RunOptions {
     pub fn open(&self, tasks: u32, workers: u32, auditors: Option<Auditors>) -> Result<OpenRun, Failure> {
         let device = device(&self.device)?;
         let engine = BurnEngine::new(device);
-        let mut draft = self.spec(tasks, Digest::of(&[]));
+        let place = state_dir(self.state_dir.as_deref())?;
+        let init = self.init.as_deref().map(|name| model::find(Some(name), &place)).transpose()?;
+        let mut draft = self.spec(tasks, Digest::of(&[]), init.as_ref().map(|init| init.model));
         draft.validate().map_err(|error| Failure::Usage(error.into()))?;
         let given = if self.data.is_empty() { None } else { Some(data::read(&self.data)?) };
 
-        let folder = StateDir::open(&state_dir(self.state_dir.as_deref())?)?;
+        let folder = StateDir::open(&place)?;
         if self.fresh {
             if let Some(data) = &given {
                 data.corpus.check(draft.model.context)?;
@@ -223,6 +229,13 @@ impl RunOptions {
         let (spec, records) = match store.load()? {
             Some((spec, records)) => {
                 self.check_against(&spec)?;
+                let first = records.iter().find_map(|record| match record {
+                    Record::RoundOpened { round: Round(0), base, .. } => Some(*base),
+                    _ => None,
+                });
+                if init.is_some_and(|init| Some(init.digest) != first) {
+                    return Err(conflict("--init", "another first model"));
+                }
                 check_memory(&spec, device, workers)?;
                 if let Some(data) = &given {
                     let manifest = data.corpus.store(|_| Ok::<_, Failure>(()))?;
@@ -238,7 +251,7 @@ impl RunOptions {
                     let anchor = SecretChain::whole(&folder.make_audit_seed()?).anchor();
                     draft.audits = Some(Audits { policy: AuditPolicy::default(), by, anchor });
                 }
-                self.create(draft, given, &mut store, &compute)?
+                self.create(draft, given, init, &mut store, &compute)?
             }
         };
         let state = State::replay(spec, records);
@@ -274,6 +287,7 @@ impl RunOptions {
         &self,
         mut spec: RunSpec,
         given: Option<data::Data>,
+        init: Option<Found>,
         store: &mut RunStore,
         compute: &Compute,
     ) -> Result<(RunSpec, Vec<Record>), Failure> {
@@ -285,15 +299,20 @@ impl RunOptions {
         eprintln!("  data        {} bytes in {} documents from {}", thousands(data.bytes), data.documents, data.source);
         let manifest = data.corpus.store(|shard| compute.blobs().put(shard).map(drop))?;
         spec.dataset = compute.blobs().put(&manifest.encode())?;
-        let base = compute.save(&Params::initial(&spec.model, &spec.seed))?;
+        let base = match init {
+            Some(init) => init.params,
+            None => Params::initial(&spec.model, &spec.seed),
+        };
+        let base = compute.save(&base)?;
         let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: SystemClock.now() }];
         store.create(&spec, &records)?;
         Ok((spec, records))
     }
 
-    /// The run that the flags ask for, with defaults where they are silent.
-    fn spec(&self, tasks_per_round: u32, dataset: Digest) -> RunSpec {
-        let recipe = self.preset.unwrap_or(Preset::Nano).recipe();
+    /// The run that the flags ask for, with defaults where they are silent; of a model of these sizes, if it begins with
+    /// one.
+    fn spec(&self, tasks_per_round: u32, dataset: Digest, init: Option<ModelSpec>) -> RunSpec {
+        let recipe = init.map_or_else(|| self.preset.unwrap_or(Preset::Nano).recipe(), recipe_of);
         let mut model = recipe.model;
         model.context = self.context.unwrap_or(model.context);
         let inner_steps = self.inner_steps.unwrap_or(30);
@@ -324,10 +343,10 @@ impl RunOptions {
 
     /// Refuses flags that ask for something else than the run that is there: it cannot change any more.
     fn check_against(&self, there: &RunSpec) -> Result<(), Failure> {
-        let wanted = self.spec(there.tasks_per_round, there.dataset);
+        let wanted = self.spec(there.tasks_per_round, there.dataset, None);
         let model_differs = self.preset.is_some() && {
             let context = there.model.context;
-            crate::protocol::ModelSpec { context, ..wanted.model } != there.model
+            ModelSpec { context, ..wanted.model } != there.model
         };
         let differing = [
             ("--preset", model_differs, describe_model(there)),
@@ -379,12 +398,18 @@ pub(super) fn conflict(flag: &str, is: &str) -> Failure {
     ))
 }
 
+/// The preset of these sizes, whatever its context.
+fn preset_of(model: ModelSpec) -> Option<Preset> {
+    Preset::ALL.into_iter().find(|preset| ModelSpec { context: model.context, ..preset.recipe().model } == model)
+}
+
+/// What a model is trained with that is not one of a preset: batches of the largest.
+fn recipe_of(model: ModelSpec) -> Recipe {
+    Recipe { model, batch: preset_of(model).unwrap_or(Preset::Small).recipe().batch }
+}
+
 fn describe_model(spec: &RunSpec) -> String {
-    let preset = Preset::ALL.into_iter().find(|preset| {
-        let model = preset.recipe().model;
-        crate::protocol::ModelSpec { context: spec.model.context, ..model } == spec.model
-    });
-    preset.map_or_else(|| "another model".to_owned(), |preset| format!("the preset {preset}"))
+    preset_of(spec.model).map_or_else(|| "another model".to_owned(), |preset| format!("the preset {preset}"))
 }
 
 fn describe_optimizer(spec: &RunSpec) -> &'static str {

@@ -13,6 +13,9 @@ pub struct QueryMetrics {
     pub prompt_tokens: Counter,
     pub generation_tokens: Counter,
     pub paid_micro: Counter,
+    pub prefix_asked: Counter,
+    pub prefix_found: Counter,
+    pub prefix_bytes: Gauge,
     pub first_token: Histogram,
     pub latency: Histogram,
     ended: Family<Ending, Counter>,
@@ -33,6 +36,9 @@ impl Default for QueryMetrics {
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             paid_micro: Counter::default(),
+            prefix_asked: Counter::default(),
+            prefix_found: Counter::default(),
+            prefix_bytes: Gauge::default(),
             first_token: histogram(16),
             latency: histogram(19),
             ended: Family::default(),
@@ -47,6 +53,9 @@ impl QueryMetrics {
         registry.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
         registry.register("generation_tokens", "Tokens written", self.generation_tokens.clone());
         registry.register("queries_paid_micro", "µHYD that queries have paid", self.paid_micro.clone());
+        registry.register("prefix_cache_queries", "Tokens of prompts that were looked for", self.prefix_asked.clone());
+        registry.register("prefix_cache_hits", "Tokens of prompts that were known", self.prefix_found.clone());
+        registry.register("prefix_cache_bytes", "Memory of what is known", self.prefix_bytes.clone());
         registry.register("time_to_first_token_seconds", "Until a query's first token", self.first_token.clone());
         registry.register("e2e_request_latency_seconds", "Until a query's last token", self.latency.clone());
         registry.register("request_success", "Queries that ended, by how", self.ended.clone());

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::scheduler::{Finish, Full, Job, Scheduler, SequenceId, Written};
+use super::prefixes::Prefixes;
+use super::scheduler::{Finish, Full, Job, Scheduler, SequenceId, Step, Written};
 use crate::model::{Cache, Decoder, Turn};
 use crate::protocol::{Digest, limits};
 use crate::training::EngineError;
@@ -68,7 +69,21 @@ struct State {
     scheduler: Scheduler,
     sequences: BTreeMap<SequenceId, Sequence>,
     newest: Option<Arc<Model>>,
+    /// Of the newest model.
+    prefixes: Prefixes<Cache>,
+    reuse: Reuse,
     stopping: bool,
+}
+
+/// What came of keeping the beginnings of texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reuse {
+    /// Tokens of prompts that were looked for.
+    pub asked: u64,
+    /// Those that did not need to be computed.
+    pub found: u64,
+    /// Bytes that are kept.
+    pub bytes: usize,
 }
 
 impl std::fmt::Debug for State {
@@ -81,6 +96,10 @@ struct Sequence {
     model: Arc<Model>,
     /// Tokens that it may come to have.
     tokens: usize,
+    /// Those that the model has been given.
+    given: Vec<u16>,
+    /// How many of them are its prompt.
+    prompt: usize,
     /// Away while a step is computed.
     cache: Option<Cache>,
     sink: Sink,
@@ -93,15 +112,23 @@ impl Shared {
 }
 
 impl Engine {
-    /// Starts with no model, on so many threads.
-    pub fn start(threads: usize) -> std::io::Result<Self> {
+    /// Starts with no model, on so many threads. It keeps up to so many bytes of what was computed for texts, for others
+    /// that begin like them.
+    pub fn start(threads: usize, kept_bytes: usize) -> std::io::Result<Self> {
         let scheduler = Scheduler::new(
             limits::QUERIES_RUNNING_MAX,
             limits::QUERIES_WAITING_MAX,
             limits::PROMPT_PIECE,
             limits::PROMPTS_READ_AT_A_TIME,
         );
-        let state = State { scheduler, sequences: BTreeMap::new(), newest: None, stopping: false };
+        let state = State {
+            scheduler,
+            sequences: BTreeMap::new(),
+            newest: None,
+            prefixes: Prefixes::new(kept_bytes),
+            reuse: Reuse::default(),
+            stopping: false,
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new() });
         let pool =
             rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("inference-{n}")).build();
@@ -115,7 +142,16 @@ impl Engine {
 
     /// Has queries that come from now on answered by `model`. Those under way end with the one that they began with.
     pub fn swap(&self, model: Model) {
-        self.shared.lock().newest = Some(Arc::new(model));
+        let mut state = self.shared.lock();
+        state.newest = Some(Arc::new(model));
+        state.prefixes.clear();
+    }
+
+    /// How much of prompts was known already.
+    #[must_use]
+    pub fn reuse(&self) -> Reuse {
+        let state = self.shared.lock();
+        Reuse { bytes: state.prefixes.bytes(), ..state.reuse }
     }
 
     /// The model that the next query gets.
@@ -162,7 +198,8 @@ impl Place {
     /// # Errors
     /// When more are begun than there is room for, or one that the model has no room for.
     pub fn begin(&mut self, job: Job, sink: Sink) -> Result<(), EngineError> {
-        let tokens = job.prompt.len() + job.most as usize;
+        let prompt = job.prompt.len();
+        let tokens = prompt + job.most as usize;
         if self.left == 0 || job.prompt.is_empty() || job.most == 0 || tokens > self.model.decoder.context() {
             return Err(EngineError::Batch(format!("there is no room for a text of {tokens} tokens")));
         }
@@ -171,7 +208,7 @@ impl Place {
         let id = state.scheduler.submit(job);
         self.begun.push(id);
         let model = Arc::clone(&self.model);
-        state.sequences.insert(id, Sequence { model, tokens, cache: None, sink });
+        state.sequences.insert(id, Sequence { model, tokens, given: Vec::new(), prompt, cache: None, sink });
         self.shared.work.notify_all();
         Ok(())
     }
@@ -201,7 +238,7 @@ fn work(shared: &Shared) {
         if state.stopping {
             return;
         }
-        let steps = state.scheduler.plan();
+        let steps = state.plan();
         if steps.is_empty() {
             drop(shared.work.wait(state));
             continue;
@@ -211,6 +248,7 @@ fn work(shared: &Shared) {
         for step in steps {
             let Some(sequence) = state.sequences.get_mut(&step.id) else { continue };
             let cache = sequence.cache.take().unwrap_or_else(|| sequence.model.decoder.cache(sequence.tokens));
+            sequence.given.extend_from_slice(&step.tokens);
             let part = Part { id: step.id, tokens: step.tokens, cache };
             match batches.iter_mut().find(|(model, _)| Arc::ptr_eq(model, &sequence.model)) {
                 Some((_, parts)) => parts.push(part),
@@ -229,6 +267,42 @@ fn work(shared: &Shared) {
 }
 
 impl State {
+    /// Who goes on with what. Whoever begins like a text that was there before goes on from where they part.
+    fn plan(&mut self) -> Vec<Step> {
+        let Self { scheduler, sequences, newest, prefixes, reuse, .. } = self;
+        scheduler.plan(|id, prompt| {
+            let Some(sequence) = sequences.get_mut(&id).filter(|_| prefixes.is_on()) else { return 0 };
+            if !is_newest(newest.as_ref(), &sequence.model) {
+                return 0;
+            }
+            reuse.asked += prompt.len() as u64;
+            let Some((length, kept)) = prefixes.find(prompt) else { return 0 };
+            let forked = sequence.model.decoder.fork(kept, length, sequence.tokens);
+            let length = forked.as_ref().map_or(0, Cache::tokens);
+            sequence.cache = forked.ok();
+            sequence.given.extend_from_slice(&prompt[..length]);
+            reuse.found += length as u64;
+            length
+        })
+    }
+
+    /// Keeps what a sequence has computed: all of it when it is over, else a copy for those that begin while it goes on.
+    fn keep(prefixes: &mut Prefixes<Cache>, sequence: &mut Sequence, over: bool) {
+        let Some(cache) = &sequence.cache else { return };
+        if !prefixes.is_on() || sequence.given.len() < limits::PREFIX_TOKENS_MIN || prefixes.covers(&sequence.given) {
+            return;
+        }
+        let kept = if over {
+            sequence.cache.take()
+        } else {
+            sequence.model.decoder.fork(cache, cache.tokens(), cache.tokens()).ok()
+        };
+        if let Some(cache) = kept {
+            let bytes = cache.bytes();
+            prefixes.keep(sequence.given.clone(), cache, bytes);
+        }
+    }
+
     fn tell(&mut self, parts: Vec<Part>, logits: Result<Vec<Vec<f32>>, EngineError>) {
         let mut logits = match logits {
             Ok(logits) => Ok(logits.into_iter()),
@@ -255,12 +329,20 @@ impl State {
                     false
                 }
             };
+            let newest = is_newest(self.newest.as_ref(), &sequence.model);
+            if newest && (!goes_on || sequence.given.len() == sequence.prompt) {
+                Self::keep(&mut self.prefixes, sequence, !goes_on);
+            }
             if !goes_on {
                 self.scheduler.cancel(part.id);
                 self.sequences.remove(&part.id);
             }
         }
     }
+}
+
+fn is_newest(newest: Option<&Arc<Model>>, model: &Arc<Model>) -> bool {
+    newest.is_some_and(|newest| Arc::ptr_eq(newest, model))
 }
 
 #[cfg(test)]
@@ -286,7 +368,7 @@ mod tests {
     }
 
     fn engine() -> Engine {
-        let engine = Engine::start(2).unwrap();
+        let engine = Engine::start(2, 1 << 20).unwrap();
         engine.swap(model(1));
         engine
     }
@@ -346,6 +428,31 @@ mod tests {
     }
 
     #[test]
+    fn texts_that_begin_alike_are_what_they_are_without_what_was_kept() {
+        let shared = "a conversation always begins with the same long words: ";
+        let all = |engine: &Engine| -> Vec<Vec<u8>> {
+            let one = |n: u64| begin(engine, job(&format!("{shared}{}", n % 4), 12, sampler(n, 0.9)));
+            let mut texts = vec![text(one(0))];
+            let together: Vec<_> = (1..9).map(one).collect();
+            texts.extend(together.into_iter().map(text));
+            // The next one goes on from an answer, as in a conversation.
+            let said = String::from_utf8_lossy(&texts[0]).into_owned();
+            texts.push(text(begin(engine, job(&format!("{shared}0{said} and"), 5, sampler(20, 0.9)))));
+            texts
+        };
+        let without = Engine::start(2, 0).unwrap();
+        without.swap(model(1));
+        let with = engine();
+        assert_eq!(all(&with), all(&without));
+        let Reuse { asked, found, bytes } = with.reuse();
+        assert!(found > asked * 3 / 4 && found < asked, "{found} of {asked}");
+        assert!(bytes > 0 && bytes <= 1 << 20);
+        assert_eq!(without.reuse(), Reuse::default());
+        with.swap(model(2));
+        assert_eq!(with.reuse().bytes, 0, "of another model");
+    }
+
+    #[test]
     fn a_newer_model_answers_what_comes_after_it_and_nothing_is_dropped() {
         let engine = engine();
         let before = begin(&engine, job("old", 60, sampler(1, 0.9)));
@@ -371,7 +478,7 @@ mod tests {
 
     #[test]
     fn what_there_is_no_room_for_is_refused() {
-        let engine = Engine::start(1).unwrap();
+        let engine = Engine::start(1, 0).unwrap();
         assert_eq!(engine.reserve(1).unwrap_err(), NoPlace::NoModel);
         engine.swap(model(1));
         let all = limits::QUERIES_RUNNING_MAX + limits::QUERIES_WAITING_MAX;

@@ -2,13 +2,16 @@
 //!
 //! [`generate`] writes one text on any device. [`Engine`] writes many at a time on the processor, for those who ask over
 //! the network: [`Scheduler`], a pure core, says which go on in each step, and [`Decoder`](crate::model::Decoder)
-//! computes it. [`Sampler`] chooses the tokens of each.
+//! computes it. [`Sampler`] chooses the tokens of each. [`Prefixes`] keeps what was
+//! computed for texts that others may begin like.
 
 mod engine;
+mod prefixes;
 mod sampling;
 mod scheduler;
 
-pub use engine::{Engine, Event, Model, NoPlace, Place, Sink};
+pub use engine::{Engine, Event, Model, NoPlace, Place, Reuse, Sink};
+pub use prefixes::Prefixes;
 pub use sampling::{Sampler, Sampling, SamplingError, Utf8Pieces, likeliest, log_probability};
 pub use scheduler::{Finish, Full, Job, Probability, Progress, Scheduler, SequenceId, Step, Written};
 

@@ -96,16 +96,16 @@ impl Sampler {
 
     /// Chooses a token: a byte, or the end of the document.
     pub fn choose(&mut self, logits: &[f32]) -> u16 {
-        let mut likely: Vec<(f32, u16)> = (0..)
-            .zip(&logits[..logits.len().min(USABLE)])
-            .map(|(token, &logit)| (self.penalised(token, logit), token))
-            .collect();
+        let all = (0..).zip(&logits[..logits.len().min(USABLE)]);
+        let likely = all.map(|(token, &logit)| (self.penalised(token, logit), token));
         // Of equal ones the first, whatever their order was.
-        likely.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let order = |a: &(f32, u16), b: &(f32, u16)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         let token = if self.sampling.temperature > 0.0 {
+            let mut likely: Vec<(f32, u16)> = likely.collect();
+            likely.sort_unstable_by(order);
             self.draw(&likely)
         } else {
-            likely.first().map_or(0, |(_, token)| *token)
+            likely.min_by(order).map_or(0, |(_, token)| token)
         };
         if let (Some(chosen), Some(present)) =
             (self.chosen.get_mut(usize::from(token)), self.present.get_mut(usize::from(token)))

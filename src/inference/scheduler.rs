@@ -151,21 +151,25 @@ impl Scheduler {
         self.active.retain(|sequence| sequence.id != id);
     }
 
-    /// Who goes on with what; nothing when there is nothing to do.
-    pub fn plan(&mut self) -> Vec<Step> {
+    /// Who goes on with what; nothing when there is nothing to do. Of a prompt that is to be read from its beginning, `known`
+    /// says how many tokens need not be: they are left out, but for the last one.
+    pub fn plan(&mut self, mut known: impl FnMut(SequenceId, &[u16]) -> usize) -> Vec<Step> {
         while self.active.len() < self.places
             && let Some(sequence) = self.waiting.pop_front()
         {
             self.active.push(sequence);
         }
         let mut reading = 0;
-        let steps = self.active.iter().filter_map(|sequence| {
+        let steps = self.active.iter_mut().filter_map(|sequence| {
             let prompt = &sequence.job.prompt;
             let tokens = match sequence.last {
                 Some(token) => vec![token],
                 None if reading == self.reading => return None,
                 None => {
                     reading += 1;
+                    if sequence.read == 0 {
+                        sequence.read = known(sequence.id, &prompt[..prompt.len() - 1]).min(prompt.len() - 1);
+                    }
                     prompt[sequence.read..prompt.len().min(sequence.read + self.piece)].to_vec()
                 }
             };
@@ -277,7 +281,7 @@ mod tests {
         let (mut pieces, mut finish) = (Vec::new(), None);
         for token in text.bytes().map(u16::from).chain([256]) {
             if finish.is_none() {
-                scheduler.plan();
+                scheduler.plan(|_, _| 0);
                 let progress = scheduler.advance(id, &say(token));
                 pieces.push(progress.written.iter().map(|written| char::from(written.byte)).collect());
                 finish = progress.finish;
@@ -306,16 +310,35 @@ mod tests {
     fn long_prompts_are_read_in_pieces_while_others_go_on() {
         let mut scheduler = scheduler();
         let short = submit(&mut scheduler, job(1, 9, &[]));
-        assert_eq!(scheduler.plan(), [Step { id: short, tokens: vec![7] }]);
+        assert_eq!(scheduler.plan(|_, _| 0), [Step { id: short, tokens: vec![7] }]);
         assert_eq!(scheduler.advance(short, &say(65)).chosen, 1);
         let long = submit(&mut scheduler, job(6, 9, &[]));
-        let steps = scheduler.plan();
+        let steps = scheduler.plan(|_, _| 0);
         assert_eq!(steps, [Step { id: short, tokens: vec![65] }, Step { id: long, tokens: vec![7; 4] }]);
         scheduler.advance(short, &say(66));
         assert_eq!(scheduler.advance(long, &say(99)), Progress::default());
-        let steps = scheduler.plan();
+        let steps = scheduler.plan(|_, _| 0);
         assert_eq!(steps, [Step { id: short, tokens: vec![66] }, Step { id: long, tokens: vec![7; 2] }]);
         assert_eq!(scheduler.advance(long, &say(67)).written[0].byte, 67);
+    }
+
+    #[test]
+    fn what_is_known_of_a_prompt_is_not_read_but_for_its_last_token() {
+        let mut scheduler = scheduler();
+        let id = submit(&mut scheduler, job(9, 9, &[]));
+        let seen = std::cell::Cell::new(0);
+        let steps = scheduler.plan(|_, prompt| {
+            seen.set(prompt.len());
+            3
+        });
+        assert_eq!((steps, seen.get()), (vec![Step { id, tokens: vec![7; 4] }], 8));
+        assert_eq!(scheduler.advance(id, &say(65)), Progress::default());
+        let steps = scheduler.plan(|_, _| unreachable!("it has begun"));
+        assert_eq!(steps, [Step { id, tokens: vec![7; 2] }]);
+        assert_eq!(scheduler.advance(id, &say(65)).chosen, 1);
+        let id = submit(&mut scheduler, job(9, 9, &[]));
+        assert_eq!(scheduler.plan(|_, _| 99)[1], Step { id, tokens: vec![7] });
+        assert_eq!(scheduler.advance(id, &say(65)).chosen, 1);
     }
 
     #[test]
@@ -323,7 +346,7 @@ mod tests {
         let mut scheduler = scheduler();
         let ids: Vec<_> = (0..5).map(|_| submit(&mut scheduler, job(1, 9, &[]))).collect();
         assert_eq!(scheduler.reserve(1), Err(Full));
-        assert_eq!((scheduler.plan().len(), scheduler.load()), (1, (2, 3)), "one prompt is read at a time");
+        assert_eq!((scheduler.plan(|_, _| 0).len(), scheduler.load()), (1, (2, 3)), "one prompt is read at a time");
         scheduler.cancel(ids[0]);
         scheduler.cancel(ids[4]);
         assert_eq!(scheduler.advance(ids[0], &say(65)), Progress::default());
@@ -331,7 +354,7 @@ mod tests {
         scheduler.reserve(2).unwrap();
         scheduler.release(2);
         scheduler.reserve(2).unwrap();
-        assert_eq!(scheduler.plan()[0].id, ids[1]);
+        assert_eq!(scheduler.plan(|_, _| 0)[0].id, ids[1]);
     }
 
     proptest! {
@@ -352,7 +375,7 @@ mod tests {
                     counts.insert(id, (0, most));
                     left.pop_front();
                 }
-                let steps = scheduler.plan();
+                let steps = scheduler.plan(|_, _| 0);
                 prop_assert!(steps.len() <= 2);
                 if steps.is_empty() {
                     break;

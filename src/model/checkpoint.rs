@@ -39,6 +39,9 @@ pub enum CheckpointError {
         /// The file's.
         actual: Dtype,
     },
+    /// An output head that is not the embedding.
+    #[error("`lm_head.weight` is not the embedding; this transformer's are one tensor")]
+    Untied,
     /// A NaN or an infinity.
     #[error("tensor `{0}` has a number that is not finite")]
     NotFinite(String),
@@ -83,33 +86,74 @@ pub fn encode(params: &Params) -> Result<Vec<u8>, CheckpointError> {
 /// the bytes, and allocates no more than the model needs besides the file's header.
 pub fn decode(bytes: &[u8], model: &ModelSpec) -> Result<Params, CheckpointError> {
     let file = SafeTensors::deserialize(bytes)?;
+    read(&file, model, &[Dtype::F32])
+}
+
+/// The same of a file that another program has written: numbers may be of half as many bits, which f32 holds exactly,
+/// and the output head may be there where it is the embedding once more.
+pub(super) fn decode_any(bytes: &[u8], model: &ModelSpec) -> Result<Params, CheckpointError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    if let (Ok(head), Ok(embedding)) = (file.tensor(HEAD), file.tensor("model.embed_tokens.weight"))
+        && head != embedding
+    {
+        return Err(CheckpointError::Untied);
+    }
+    read(&file, model, &[Dtype::F32, Dtype::F16, Dtype::BF16])
+}
+
+/// The output head, where it is a tensor of its own.
+const HEAD: &str = "lm_head.weight";
+
+fn read(file: &SafeTensors<'_>, model: &ModelSpec, types: &[Dtype]) -> Result<Params, CheckpointError> {
     let layout = Layout::of(model);
     let mut params = Params::zeros(Arc::clone(&layout));
     for tensor in layout.tensors() {
         let view = file.tensor(&tensor.name).map_err(|_| CheckpointError::Missing(tensor.name.clone()))?;
-        if view.dtype() != Dtype::F32 {
+        if !types.contains(&view.dtype()) {
             return Err(CheckpointError::Type { name: tensor.name.clone(), actual: view.dtype() });
         }
         if view.shape() != tensor.shape {
             let (expected, actual) = (tensor.shape.clone(), view.shape().to_vec());
             return Err(CheckpointError::Shape { name: tensor.name.clone(), expected, actual });
         }
-        let (numbers, _) = view.data().as_chunks::<4>();
-        for (value, &number) in params.values_mut()[tensor.range()].iter_mut().zip(numbers) {
-            *value = f32::from_le_bytes(number);
-            if !value.is_finite() {
-                return Err(CheckpointError::NotFinite(tensor.name.clone()));
-            }
+        let values = &mut params.values_mut()[tensor.range()];
+        let (fours, _) = view.data().as_chunks::<4>();
+        let (twos, _) = view.data().as_chunks::<2>();
+        match view.dtype() {
+            Dtype::F16 => fill(values, twos.iter().map(|&number| f16(u16::from_le_bytes(number)))),
+            Dtype::BF16 => fill(values, twos.iter().map(|&[low, high]| f32::from_le_bytes([0, 0, low, high]))),
+            _ => fill(values, fours.iter().map(|&number| f32::from_le_bytes(number))),
+        }
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(CheckpointError::NotFinite(tensor.name.clone()));
         }
     }
-    if file.len() > layout.tensors().len() {
-        let mut names = file.names();
-        names.sort_unstable();
-        let is_known = |name: &str| layout.tensors().iter().any(|tensor| tensor.name == name);
-        let unknown = names.into_iter().find(|name| !is_known(name)).unwrap_or_default();
-        return Err(CheckpointError::Unknown(unknown.to_owned()));
+    let is_known = |name: &str| layout.tensors().iter().any(|tensor| tensor.name == name);
+    let is_head = |name: &str| name == HEAD && types.len() > 1;
+    let mut names = file.names();
+    names.sort_unstable();
+    match names.into_iter().find(|name| !is_head(name) && !is_known(name)) {
+        Some(unknown) => Err(CheckpointError::Unknown(unknown.to_owned())),
+        None => Ok(params),
     }
-    Ok(params)
+}
+
+fn fill(values: &mut [f32], numbers: impl Iterator<Item = f32>) {
+    for (value, number) in values.iter_mut().zip(numbers) {
+        *value = number;
+    }
+}
+
+/// The number that these bits are in IEEE 754's half precision.
+fn f16(bits: u16) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f32::from(bits & 0x3ff));
+    let size = match exponent {
+        0 => fraction * 2.0f32.powi(-24),
+        0x1f if fraction > 0.0 => f32::NAN,
+        0x1f => f32::INFINITY,
+        _ => (1.0 + fraction / 1024.0) * 2.0f32.powi(exponent - 15),
+    };
+    if bits >> 15 == 1 { -size } else { size }
 }
 
 #[cfg(test)]
@@ -189,6 +233,16 @@ mod tests {
             let error = decode(&encode(&params).unwrap(), &TINY).unwrap_err();
             assert!(matches!(error, CheckpointError::NotFinite(name) if name == "model.norm.weight"));
         }
+    }
+
+    #[test]
+    fn halves_are_the_numbers_that_they_stand_for() {
+        let known =
+            [(0x3c00, 1.0), (0xc000, -2.0), (0x7bff, 65504.0), (0x0001, 5.960_464_5e-8), (0x3555, 0.333_251_95)];
+        for (bits, number) in known {
+            assert_eq!(f16(bits), number);
+        }
+        assert!(f16(0x7c00).is_infinite() && f16(0x7e00).is_nan() && f16(0x8000).is_sign_negative());
     }
 
     proptest! {

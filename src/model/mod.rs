@@ -4,7 +4,7 @@
 //! In reading order:
 //! - [`presets`](Preset): named sizes;
 //! - `device`: which hardware computes; [`memory`]: how much of it training needs;
-//! - [`checkpoint`]: parameters as safetensors, readable by Hugging Face tools;
+//! - [`checkpoint`]: parameters as safetensors; [`formats`]: models for other programs, and from them;
 //! - `weights`: parameters as burn tensors;
 //! - `transformer`: the network in plain burn operations, for any device, and the reference in tests;
 //! - `optimizer`: `AdamW` and Muon, likewise;
@@ -19,6 +19,7 @@ pub mod checkpoint;
 mod conformance;
 mod device;
 mod engine;
+pub mod formats;
 mod fused;
 mod matmul;
 pub mod memory;

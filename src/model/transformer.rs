@@ -9,7 +9,7 @@ use crate::training::Layout;
 pub(super) const NORM_EPSILON: f32 = 1e-5;
 
 /// The base of the rotary positions' wavelengths.
-const ROTARY_BASE: f64 = 10_000.0;
+pub(super) const ROTARY_BASE: f64 = 10_000.0;
 
 /// Cosines and sines of rotary positions, `positions × head/2` each
 /// ([RoFormer](https://arxiv.org/abs/2104.09864), rotating halves as Hugging Face does).

@@ -112,6 +112,10 @@ pub const MANIFEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Text in one shard: small enough to fetch over a home line in seconds, large enough that a manifest stays small.
 pub const SHARD_BYTES: usize = 1 << 20;
 
+/// What describes an imported model: a configuration is some hundred bytes, a tokenizer of bytes some thousand, one that
+/// merges them a few megabytes (and is refused with what is wrong).
+pub const MODEL_WORDS_BYTES_MAX: u64 = 32 << 20;
+
 /// Text that a run is trained on. A worker holds the whole of it in memory.
 pub const CORPUS_BYTES_MAX: u64 = 4 << 30;
 
@@ -232,6 +236,13 @@ pub const PROMPT_PIECE: usize = 128;
 
 /// Prompts that are read at the same time, for the same reason.
 pub const PROMPTS_READ_AT_A_TIME: usize = 4;
+
+/// Memory for what was computed for texts, for others that begin like them: hundreds of contexts of the preset nano, some
+/// thirty of small.
+pub const PREFIX_BYTES: usize = 256 << 20;
+
+/// Shorter texts are not kept: reading them takes no longer than copying.
+pub const PREFIX_TOKENS_MIN: usize = 16;
 
 /// Texts that one query may ask for: each takes a place.
 pub const CHOICES_MAX: usize = 16;

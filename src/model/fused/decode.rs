@@ -2,35 +2,47 @@
 //! time. Keys and values of earlier tokens are kept, so that a token costs one row of each product.
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::super::engine::{check_params, check_tokens};
-use super::super::matmul::{Matrix, MatrixMut, matmul};
-use super::super::weights::{Group, groups};
+use super::super::weights::groups;
 use super::attention::{QUERY_ROWS, Rotary};
-use super::block::{BlockShape, linear};
+use super::block::BlockShape;
 use super::head::embed_into;
 use super::kernels::{exp_row, gated, norm};
-use super::pool::{Scratch, give, take};
+use super::packed::{Aligned, Interleaved, LINE, PANEL, PANEL_LINES, Packed, row_times};
+use super::pool::Scratch;
 use super::threads::for_each;
 use crate::protocol::{ModelSpec, VOCABULARY};
 use crate::training::{EngineError, Params};
 
-/// Products of up to so many numbers take another way through the kernels, as do those of one row, and have other bits. A
-/// row's bits do not depend on how many others there are in larger ones.
-const SMALL_PRODUCT: usize = 256;
-
 /// Multiplications in a step from which on it pays to wake another thread (tens of microseconds).
 const WORTH_A_THREAD: usize = 1 << 22;
 
-/// A model loaded to continue many texts, on the processor, with the kernels that training uses.
+/// Numbers of a model that is read from memory at each step, because no cache of the processor holds it (16 MB). Threads
+/// then share each product, so that each number is read once; with smaller models they share the texts.
+const LARGE: usize = 1 << 22;
+
+/// A model loaded to continue many texts, on the processor: its weights laid out for that.
 ///
-/// What a text's logits are does not depend on which others are decoded at the same time, nor on the number of threads:
-/// the bits are the same.
+/// What a text's logits are does not depend on which others are decoded at the same time, on the number of threads, or on
+/// how many of its tokens are taken in at a time: the bits are the same.
 pub struct Decoder {
-    params: Params,
-    groups: Vec<Group>,
+    embedding: Vec<f32>,
+    blocks: Vec<Block>,
+    gain: Vec<f32>,
+    head: Packed,
     shape: BlockShape,
+    parameters: usize,
+}
+
+/// The weights of a block.
+struct Block {
+    attention_gain: Vec<f32>,
+    qkv: Packed,
+    o: Packed,
+    hidden_gain: Vec<f32>,
+    gate_up: Packed,
+    down: Packed,
 }
 
 impl fmt::Debug for Decoder {
@@ -42,10 +54,12 @@ impl fmt::Debug for Decoder {
 /// Keys and values of a text's tokens so far.
 #[derive(Debug)]
 pub struct Cache {
-    /// In each layer the keys, then the values, each `capacity × width`.
-    numbers: Vec<f32>,
+    /// In each layer and of each head the keys, in panels of positions; then of each head the values, a row a position.
+    numbers: Aligned,
     tokens: usize,
-    capacity: usize,
+    /// Tokens that it may come to have, and the positions that there are for them.
+    room: usize,
+    positions: usize,
 }
 
 impl Cache {
@@ -54,11 +68,11 @@ impl Cache {
     pub fn tokens(&self) -> usize {
         self.tokens
     }
-}
 
-impl Drop for Cache {
-    fn drop(&mut self) {
-        give(std::mem::take(&mut self.numbers));
+    /// The memory that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.numbers.numbers())
     }
 }
 
@@ -80,9 +94,30 @@ impl Decoder {
         check_params(model, &params)?;
         let [width, heads, hidden, context] =
             [model.width, model.heads, model.hidden, model.context].map(|size| size as usize);
-        let rotary = Arc::new(Rotary::new(context, width / heads));
+        let rotary = Rotary::new(context, width / heads).into();
         let shape = BlockShape { width, heads, hidden, context, rotary };
-        Ok(Self { groups: groups(params.layout()), params, shape })
+        let groups = groups(params.layout());
+        let weights = |group: usize| &params.values()[groups[group].range.clone()];
+        let block = |group: usize| {
+            let all = shape.weights(weights(group));
+            Block {
+                attention_gain: all.attention_gain.to_vec(),
+                qkv: Packed::new(all.qkv, width),
+                o: Packed::new(all.o, width),
+                hidden_gain: all.hidden_gain.to_vec(),
+                gate_up: Packed::new(all.gate_up, width),
+                down: Packed::new(all.down, hidden),
+            }
+        };
+        let last = groups.len() - 1;
+        Ok(Self {
+            embedding: weights(0).to_vec(),
+            blocks: (1..last).map(block).collect(),
+            gain: weights(last).to_vec(),
+            head: Packed::new(weights(0), width),
+            parameters: params.values().len(),
+            shape,
+        })
     }
 
     /// Tokens that a text may have.
@@ -94,21 +129,58 @@ impl Decoder {
     /// An empty cache for a text of up to `tokens` tokens.
     #[must_use]
     pub fn cache(&self, tokens: usize) -> Cache {
-        let capacity = tokens.clamp(1, self.shape.context);
-        Cache { numbers: take(self.layers() * 2 * capacity * self.shape.width), tokens: 0, capacity }
+        let room = tokens.clamp(1, self.shape.context);
+        let positions = room.next_multiple_of(PANEL);
+        Cache { numbers: Aligned::new(self.numbers_at(positions)), tokens: 0, room, positions }
     }
 
-    /// Rows that products have at least, so that none is small: the narrowest has the model's width.
-    fn rows_min(&self) -> usize {
-        (SMALL_PRODUCT / self.shape.width + 1).max(2)
+    /// A cache for a text of up to `room` tokens that begins as another does: with the first `tokens` that are in
+    /// `other`, or as many as there are and fit.
+    ///
+    /// # Errors
+    /// When `other` is of another model.
+    pub fn fork(&self, other: &Cache, tokens: usize, room: usize) -> Result<Cache, EngineError> {
+        self.check(other)?;
+        let mut cache = self.cache(room);
+        cache.tokens = tokens.min(other.tokens).min(cache.room);
+        let parts = self.parts();
+        let mut rest = cache.numbers.numbers_mut();
+        let mut other_rest = other.numbers.numbers();
+        for _ in 0..self.blocks.len() {
+            for (size, step) in parts {
+                // Whole panels: what is in them beyond the tokens is nobody's yet.
+                let count = size * cache.tokens.next_multiple_of(step).min(other.positions).min(cache.positions);
+                for _ in 0..self.shape.heads {
+                    let (here, after) = std::mem::take(&mut rest).split_at_mut(size * cache.positions);
+                    let (there, other_after) = other_rest.split_at(size * other.positions);
+                    (rest, other_rest) = (after, other_after);
+                    here[..count].copy_from_slice(&there[..count]);
+                }
+            }
+        }
+        Ok(cache)
     }
 
-    fn layers(&self) -> usize {
-        self.groups.len() - 2
+    fn head_size(&self) -> usize {
+        self.shape.width / self.shape.heads
     }
 
-    fn weights(&self, group: usize) -> &[f32] {
-        &self.params.values()[self.groups[group].range.clone()]
+    /// Numbers that a position has in a head's keys and in its values, and how many positions lie together.
+    fn parts(&self) -> [(usize, usize); 2] {
+        let head = self.head_size();
+        [(head, PANEL), (head.next_multiple_of(LINE), 1)]
+    }
+
+    fn numbers_at(&self, positions: usize) -> usize {
+        let position: usize = self.parts().iter().map(|(size, _)| size).sum();
+        self.blocks.len() * self.shape.heads * position * positions
+    }
+
+    fn check(&self, cache: &Cache) -> Result<(), EngineError> {
+        if cache.numbers.numbers().len() == self.numbers_at(cache.positions) && cache.room <= self.shape.context {
+            return Ok(());
+        }
+        Err(EngineError::Batch("the cache is of another model".to_owned()))
     }
 
     /// Takes the tokens of each turn in: the logits after the last one of each, of every token of the vocabulary.
@@ -119,72 +191,77 @@ impl Decoder {
     pub fn step(&self, turns: &mut [Turn<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         for turn in &*turns {
             check_tokens(turn.tokens)?;
-            let (tokens, room) = (turn.tokens.len(), turn.cache.capacity - turn.cache.tokens);
+            let (tokens, room) = (turn.tokens.len(), turn.cache.room - turn.cache.tokens);
             if tokens == 0 || tokens > room {
                 return Err(EngineError::Batch(format!("{tokens} tokens where there is room for {room}")));
             }
-            if turn.cache.numbers.len() != self.layers() * 2 * turn.cache.capacity * self.shape.width {
-                return Err(EngineError::Batch("the cache is of another model".to_owned()));
-            }
+            self.check(turn.cache)?;
         }
         let mut logits: Vec<Vec<f32>> = turns.iter().map(|_| vec![0.0; VOCABULARY as usize]).collect();
-        let rows: usize = turns.iter().map(|turn| turn.tokens.len()).sum();
-        let worth = (rows * self.params.values().len()).div_ceil(WORTH_A_THREAD);
-        let each = turns.len().div_ceil(worth.clamp(1, rayon::current_num_threads())).max(1);
-        for_each(turns.chunks_mut(each).zip(logits.chunks_mut(each)).collect(), |(turns, logits)| {
-            self.step_some(turns, logits);
-        });
+        if self.parameters >= LARGE || turns.len() == 1 {
+            self.step_some(turns, &mut logits, true);
+        } else {
+            let rows: usize = turns.iter().map(|turn| turn.tokens.len()).sum();
+            let worth = (rows * self.parameters).div_ceil(WORTH_A_THREAD);
+            let each = turns.len().div_ceil(worth.clamp(1, rayon::current_num_threads())).max(1);
+            for_each(turns.chunks_mut(each).zip(logits.chunks_mut(each)).collect(), |(turns, logits)| {
+                self.step_some(turns, logits, false);
+            });
+        }
         let finite = logits.iter().flatten().all(|logit| logit.is_finite());
         if finite { Ok(logits) } else { Err(EngineError::NotFinite("a logit")) }
     }
 
-    fn step_some(&self, turns: &mut [Turn<'_>], logits: &mut [Vec<f32>]) {
+    /// The same, on threads of its own or only on this one.
+    fn step_some(&self, turns: &mut [Turn<'_>], logits: &mut [Vec<f32>], threads: bool) {
         let &BlockShape { width, hidden, .. } = &self.shape;
-        let taken: usize = turns.iter().map(|turn| turn.tokens.len()).sum();
-        let rows = taken.max(self.rows_min());
+        let tokens: Vec<u16> = turns.iter().flat_map(|turn| turn.tokens).copied().collect();
+        let rows = tokens.len();
         let mut x = Scratch::new(rows * width);
-        let mut tokens: Vec<u16> = turns.iter().flat_map(|turn| turn.tokens).copied().collect();
-        tokens.resize(rows, 0);
-        embed_into(self.weights(0), &tokens, &mut x);
+        embed_into(&self.embedding, &tokens, &mut x);
         let mut normed = Scratch::new(rows * width);
         let mut inverses = Scratch::new(rows);
         let mut qkv = Scratch::new(rows * 3 * width);
         let mut o = Scratch::new(rows * width);
         let mut gate_up = Scratch::new(rows * 2 * hidden);
         let mut activations = Scratch::new(rows * hidden);
-        for layer in 0..self.layers() {
-            let weights = self.shape.weights(self.weights(layer + 1));
-            norm(&x, weights.attention_gain, &mut normed, &mut inverses);
-            linear(&normed, weights.qkv, &mut qkv, 0.0, [rows, width, 3 * width]);
+        let scores: usize =
+            turns.iter().map(|turn| turn.tokens.len() * (turn.cache.tokens + turn.tokens.len()) * width).sum();
+        let together = if threads && scores >= WORTH_A_THREAD / 8 { 1 } else { turns.len() };
+        for (layer, block) in self.blocks.iter().enumerate() {
+            norm(&x, &block.attention_gain, &mut normed, &mut inverses);
+            block.qkv.product(&normed, &mut qkv, false, threads);
             let (mut qkv_rest, mut o_rest) = (&mut qkv[..], &mut o[..]);
+            let mut tasks = Vec::with_capacity(turns.len());
             for turn in &mut *turns {
                 let tokens = turn.tokens.len();
                 let (qkv, rest) = qkv_rest.split_at_mut(tokens * 3 * width);
                 let (o, o_after) = o_rest.split_at_mut(tokens * width);
                 (qkv_rest, o_rest) = (rest, o_after);
-                self.attend(qkv, o, turn.cache, layer);
+                tasks.push((qkv, o, &mut *turn.cache));
             }
-            // Rows that are nobody's are computed with, and nobody reads what comes of it.
-            o_rest.fill(0.0);
-            linear(&o, weights.o, &mut x, 1.0, [rows, width, width]);
-            norm(&x, weights.hidden_gain, &mut normed, &mut inverses);
-            linear(&normed, weights.gate_up, &mut gate_up, 0.0, [rows, width, 2 * hidden]);
+            for_each(tasks.chunks_mut(together).collect(), |tasks: &mut [(&mut [f32], &mut [f32], &mut Cache)]| {
+                for (qkv, o, cache) in tasks {
+                    self.attend(qkv, o, cache, layer);
+                }
+            });
+            block.o.product(&o, &mut x, true, threads);
+            norm(&x, &block.hidden_gain, &mut normed, &mut inverses);
+            block.gate_up.product(&normed, &mut gate_up, false, threads);
             gated(&gate_up, &mut activations, hidden);
-            linear(&activations, weights.down, &mut x, 1.0, [rows, hidden, width]);
+            block.down.product(&activations, &mut x, true, threads);
         }
-        let last_rows = turns.len().max(self.rows_min());
-        let (mut last, mut normed) = (Scratch::new(last_rows * width), Scratch::new(last_rows * width));
-        last.fill(0.0);
+        let (mut last, mut normed) = (Scratch::new(turns.len() * width), Scratch::new(turns.len() * width));
         let mut end = 0;
         for (turn, last) in turns.iter_mut().zip(last.chunks_exact_mut(width)) {
             end += turn.tokens.len();
             last.copy_from_slice(&x[(end - 1) * width..end * width]);
             turn.cache.tokens += turn.tokens.len();
         }
-        let mut inverses = Scratch::new(last_rows);
-        norm(&last, self.weights(self.groups.len() - 1), &mut normed, &mut inverses);
-        let mut all = Scratch::new(last_rows * VOCABULARY as usize);
-        linear(&normed, self.weights(0), &mut all, 0.0, [last_rows, width, VOCABULARY as usize]);
+        let mut inverses = Scratch::new(turns.len());
+        norm(&last, &self.gain, &mut normed, &mut inverses);
+        let mut all = Scratch::new(turns.len() * VOCABULARY as usize);
+        self.head.product(&normed, &mut all, false, threads);
         for (logits, row) in logits.iter_mut().zip(all.chunks_exact(VOCABULARY as usize)) {
             logits.copy_from_slice(row);
         }
@@ -194,38 +271,56 @@ impl Decoder {
     /// values.
     fn attend(&self, qkv: &mut [f32], out: &mut [f32], cache: &mut Cache, layer: usize) {
         let &BlockShape { width, heads, ref rotary, .. } = &self.shape;
-        let (head, new, before) = (width / heads, out.len() / width, cache.tokens);
+        let (head, new, before) = (self.head_size(), out.len() / width, cache.tokens);
         rotary.turn_from(before, qkv, width, head, false);
-        let half = cache.capacity * width;
-        let (keys, values) = cache.numbers[layer * 2 * half..(layer + 1) * 2 * half].split_at_mut(half);
-        let at = before * width..(before + new) * width;
-        let kept = keys[at.clone()].chunks_exact_mut(width).zip(values[at].chunks_exact_mut(width));
-        for ((key, value), row) in kept.zip(qkv.chunks_exact(3 * width)) {
-            key.copy_from_slice(&row[width..2 * width]);
-            value.copy_from_slice(&row[2 * width..]);
-        }
-        let mut scores = Scratch::new(QUERY_ROWS.min(new) * (before + new));
-        let mut inverses = [0.0f32; QUERY_ROWS];
-        for offset in (0..heads).map(|index| index * head) {
-            for from in (0..new).step_by(QUERY_ROWS) {
-                let to = (from + QUERY_ROWS).min(new);
-                let (rows, seen) = (to - from, before + to);
-                let scores = &mut scores[..rows * seen];
-                let queries = Matrix::strided(&qkv[from * 3 * width + offset..], rows, head, 3 * width);
-                let keys = Matrix::strided(&keys[offset..], seen, head, width);
-                matmul(MatrixMut::new(scores, rows, seen), 0.0, 1.0, queries, keys.t());
-                let positions = (before + from..before + to).zip(&mut inverses);
-                for ((position, inverse), row) in positions.zip(scores.chunks_exact_mut(seen)) {
-                    let (visible, masked) = row.split_at_mut(position + 1);
-                    let (_, sum) = exp_row(visible);
-                    masked.fill(0.0);
-                    *inverse = 1.0 / sum;
+        let positions = cache.positions;
+        let [(key, _), (value, _)] = self.parts();
+        let size = heads * (key + value) * positions;
+        let of_layer = &mut cache.numbers.numbers_mut()[layer * size..(layer + 1) * size];
+        let (keys, values) = of_layer.split_at_mut(heads * key * positions);
+        let both = keys.chunks_exact_mut(key * positions).zip(values.chunks_exact_mut(value * positions));
+        let block = QUERY_ROWS.min(new);
+        let seen_most = (before + new).next_multiple_of(PANEL);
+        let (mut scores, mut row) = (Scratch::new(block * seen_most), Scratch::new(seen_most));
+        let mut sums = Scratch::new(value);
+        for (index, (keys, values)) in both.enumerate() {
+            let offset = index * head;
+            for (position, qkv) in (before..before + new).zip(qkv.chunks_exact(3 * width)) {
+                let panel = keys[position / PANEL * PANEL * key..].chunks_exact_mut(PANEL);
+                for (line, &number) in panel.zip(&qkv[width + offset..][..head]) {
+                    line[position % PANEL] = number;
                 }
-                let values = Matrix::strided(&values[offset..], seen, head, width);
-                let block = MatrixMut::strided(&mut out[from * width + offset..], rows, head, width);
-                matmul(block, 0.0, 1.0, Matrix::new(scores, rows, seen), values);
-                for (inverse, row) in inverses.iter().zip(out[from * width..to * width].chunks_exact_mut(width)) {
-                    row[offset..offset + head].iter_mut().for_each(|value| *value *= inverse);
+                values[position * value..][..head].copy_from_slice(&qkv[2 * width + offset..][..head]);
+            }
+            for from in (0..new).step_by(block) {
+                let rows = block.min(new - from);
+                let panels = keys.chunks_exact(PANEL * key).zip(scores.chunks_exact_mut(rows * PANEL));
+                let panels = panels.take((before + from + rows).div_ceil(PANEL));
+                let queries = &qkv[from * 3 * width + offset..(from + rows) * 3 * width];
+                if rows == 1 {
+                    panels.for_each(|(panel, scores)| row_times(&queries[..head], panel, PANEL_LINES, scores));
+                } else {
+                    let queries = Interleaved::strided(queries, head, 3 * width);
+                    panels.for_each(|(panel, scores)| queries.times(panel, PANEL_LINES, scores));
+                }
+                for at in 0..rows {
+                    let visible = before + from + at + 1;
+                    let row = if rows == 1 {
+                        &mut scores[..visible]
+                    } else {
+                        let parts = scores.chunks_exact(rows * PANEL);
+                        for (part, row) in parts.zip(row[..visible].chunks_mut(PANEL)) {
+                            row.copy_from_slice(&part[at * PANEL..][..row.len()]);
+                        }
+                        &mut row[..visible]
+                    };
+                    let (_, sum) = exp_row(row);
+                    row_times(row, values, value / LINE, &mut sums);
+                    let inverse = 1.0 / sum;
+                    let out = &mut out[(from + at) * width + offset..][..head];
+                    for (out, sum) in out.iter_mut().zip(&sums[..]) {
+                        *out = sum * inverse;
+                    }
                 }
             }
         }
@@ -310,6 +405,40 @@ mod tests {
     }
 
     #[test]
+    fn logits_do_not_depend_on_how_many_tokens_are_taken_in_at_a_time() {
+        for model in SIZES {
+            let decoder = decoder(&model);
+            let tokens = text(model.context as usize - 1, 5);
+            let expected = alone(&decoder, &tokens, 1);
+            for piece in [2, 3, 7, 33, 200] {
+                let mut cache = decoder.cache(tokens.len());
+                for tokens in tokens.chunks(piece) {
+                    let logits = decoder.step(&mut [Turn { tokens, cache: &mut cache }]).unwrap();
+                    assert!(logits[0] == expected[cache.tokens() - 1], "pieces of {piece}, up to {}", cache.tokens());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_begins_as_another_goes_on_from_there() {
+        for model in SIZES {
+            let decoder = decoder(&model);
+            let tokens = text(40, 6);
+            let expected = alone(&decoder, &tokens, 1);
+            let mut first = decoder.cache(40);
+            decoder.step(&mut [Turn { tokens: &tokens[..30], cache: &mut first }]).unwrap();
+            for (shared, room) in [(0, 48), (1, 48), (17, 41), (30, 41), (99, 48)] {
+                let mut cache = decoder.fork(&first, shared, room).unwrap();
+                assert_eq!(cache.tokens(), shared.min(30));
+                let rest = &tokens[cache.tokens()..];
+                let logits = decoder.step(&mut [Turn { tokens: rest, cache: &mut cache }]).unwrap();
+                assert!(logits[0] == expected[tokens.len() - 1], "{shared} shared");
+            }
+        }
+    }
+
+    #[test]
     fn turns_that_do_not_fit_are_refused_and_change_nothing() {
         let decoder = decoder(&SIZES[0]);
         let mut cache = decoder.cache(4);
@@ -323,6 +452,7 @@ mod tests {
         refused(&[1; 5]);
         let mut other = self::decoder(&SIZES[1]).cache(4);
         assert!(decoder.step(&mut [Turn { tokens: &[1], cache: &mut other }]).is_err());
-        assert_eq!(decoder.cache(1 << 40).capacity, 48);
+        assert_eq!(decoder.cache(1 << 40).room, 48);
+        assert!(decoder.fork(&other, 1, 4).is_err());
     }
 }

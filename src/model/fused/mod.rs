@@ -3,7 +3,8 @@
 //!
 //! Plain burn operations spend three quarters of a small model's step on copies, permutations and allocations, on one
 //! core. These work on plain slices: matrix products at full speed, everything else fused around them, buffers kept.
-//! `decode` is the same network for one token after the other, with what attention has seen kept.
+//! `decode` is the same network for one token after the other, with what attention has seen kept; `packed` are its
+//! products.
 //! The code of `transformer` is their definition; tests compare. On libtorch the same operations are libtorch's own.
 
 mod attention;
@@ -13,6 +14,7 @@ mod head;
 mod kernels;
 mod ops;
 mod optimizer;
+mod packed;
 mod pool;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use warp::http::StatusCode;
 
-use crate::http::api::queries::MODEL;
+use crate::http::api::queries::{MODEL, path};
 use crate::http::error::QueryError;
 use crate::inference::{Job, Sampler, Sampling};
 use crate::protocol::{Seed, VOCABULARY, VOCABULARY_END, limits};
@@ -21,6 +21,24 @@ const COMPLETION_LOGPROBS_MAX: usize = 5;
 pub enum Kind {
     Completion,
     Chat,
+}
+
+impl Kind {
+    /// The id of a query of this kind.
+    pub fn id(self, name: &str) -> String {
+        match self {
+            Self::Completion => format!("cmpl-{name}"),
+            Self::Chat => format!("chatcmpl-{name}"),
+        }
+    }
+
+    /// Where it is asked.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Completion => path::COMPLETIONS,
+            Self::Chat => path::CHAT,
+        }
+    }
 }
 
 /// A query that was checked.

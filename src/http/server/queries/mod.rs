@@ -1,9 +1,11 @@
 //! Queries to the run's newest model, as `OpenAI`'s clients make them, paid in HYD.
 
 mod ask;
+mod log;
 mod tell;
 mod till;
 
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use warp::http::header;
 use warp::reply::{Reply, Response};
 
 use self::ask::{Kind, Query};
+use self::log::{AccessLog, Entry};
 use self::tell::{Choice, Head, Usage};
 pub(super) use self::till::recover;
 use self::till::{Allowance, Bill, hold, with_store};
@@ -44,6 +47,8 @@ pub struct QueryParts {
     pub free_tokens: u64,
     /// The digest of the operator's key, which pays nothing.
     pub operator: Option<Digest>,
+    /// What was asked when, and what became of it, but not what was said: lines are added.
+    pub log: Option<File>,
 }
 
 /// All that queries need besides the run.
@@ -53,12 +58,14 @@ pub(super) struct QuerySite {
     price: Amount,
     free: Allowance,
     operator: Option<Digest>,
+    log: Option<AccessLog>,
 }
 
 impl QuerySite {
     pub fn new(parts: QueryParts) -> Self {
-        let QueryParts { engine, store, price, free_tokens, operator } = parts;
-        Self { engine, store: Arc::new(Mutex::new(store)), price, free: Allowance::new(free_tokens), operator }
+        let QueryParts { engine, store, price, free_tokens, operator, log } = parts;
+        let log = log.map(AccessLog::new);
+        Self { engine, store: Arc::new(Mutex::new(store)), price, free: Allowance::new(free_tokens), operator, log }
     }
 
     /// Queries that an earlier process has left.
@@ -89,6 +96,13 @@ pub(super) fn measure(site: &Site) {
         let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         site.hub.queries.running.set(number(running));
         site.hub.queries.waiting.set(number(waiting));
+        let reuse = queries.engine.reuse();
+        site.hub.queries.prefix_bytes.set(number(reuse.bytes));
+        for (counter, number) in
+            [(&site.hub.queries.prefix_asked, reuse.asked), (&site.hub.queries.prefix_found, reuse.found)]
+        {
+            counter.inc_by(number.saturating_sub(counter.get()));
+        }
     }
 }
 
@@ -201,11 +215,50 @@ async fn complete(
     asked: &mut Asked,
     kind: Kind,
 ) -> Result<Response, ApiError> {
-    let now = site.clock.now();
+    let mut random = [0; 16];
+    entropy(&mut random).map_err(|error| ApiError::Internal(error.to_string()))?;
+    let id = kind.id(&data_encoding::HEXLOWER.encode(&random));
+    let mut entry =
+        Entry { at: site.clock.now(), id: id.clone(), payer: None, path: kind.path(), watch: Stopwatch::start() };
+    let random = u64::from_le_bytes(random[..8].try_into().unwrap_or_default());
+    let Begun { head, choices, heard, stream } = match begin(site, queries, asked, kind, &mut entry, random).await {
+        Ok(begun) => begun,
+        Err(error) => {
+            if let Some(log) = &queries.log {
+                log.refused(&entry, &error);
+            }
+            return Err(error);
+        }
+    };
+    let mut response = if stream { streamed(head, choices, heard) } else { whole(&head, choices, heard).await? };
+    if let Ok(id) = header::HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    Ok(response)
+}
+
+/// A query that is being answered.
+struct Begun {
+    head: Head,
+    choices: Vec<Choice>,
+    heard: mpsc::UnboundedReceiver<Part>,
+    stream: bool,
+}
+
+async fn begin(
+    site: &Arc<Site>,
+    queries: &Arc<QuerySite>,
+    asked: &mut Asked,
+    kind: Kind,
+    entry: &mut Entry,
+    random: u64,
+) -> Result<Begun, ApiError> {
+    let now = entry.at;
     let address = asked.address(site.config.behind_proxy);
     let bearer =
         asked.header(header::AUTHORIZATION.as_str()).map(|header| header.strip_prefix("Bearer ").unwrap_or_default());
     let payer = queries.payer(bearer, address, now).await?;
+    entry.payer = Some(payer.to_string());
     let body = asked.unsigned(site, limits::QUERY_BYTES_MAX).await?;
     let context = queries.engine.newest().ok_or_else(no_model)?.decoder.context();
     let query = Query::read(kind, &body, context)?;
@@ -214,34 +267,26 @@ async fn complete(
         NoPlace::Full(full) => QueryError::busy(full.to_string()).into(),
         NoPlace::NoModel => no_model(),
     })?;
-    let mut random = [0; 16];
-    entropy(&mut random).map_err(|error| ApiError::Internal(error.to_string()))?;
-    let name = data_encoding::HEXLOWER.encode(&random);
-    let head = Head::new(&query, &name, now, place.model().digest);
+    let head = Head::new(&query, &entry.id, now, place.model().digest);
     let choices: Vec<Choice> =
         query.prompts.iter().map(|prompt| Choice::echoing(query.echo.then_some(&prompt[..]))).collect();
     let stream = query.stream;
     let (parts, heard) = mpsc::unbounded_channel();
-    let random = u64::from_le_bytes(random[..8].try_into().unwrap_or_default());
     // By itself: whether the client stays or not, what is held is settled.
     let begun = tokio::spawn({
-        let (site, queries) = (Arc::clone(site), Arc::clone(queries));
+        let (site, queries, entry) = (Arc::clone(site), Arc::clone(queries), entry.clone());
         async move {
             let bill = hold(&site, &queries, payer, query.prompt_tokens() + query.completion_tokens()).await?;
-            tokio::spawn(run(site, queries, query, random, place, bill, parts));
+            tokio::spawn(run(site, queries, query, random, place, bill, entry, parts));
             Ok::<(), ApiError>(())
         }
     });
     begun.await.map_err(|error| ApiError::Internal(error.to_string()))??;
-    let id = head.id.clone();
-    let mut response = if stream { streamed(head, choices, heard) } else { whole(&head, choices, heard).await? };
-    if let Ok(id) = header::HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", id);
-    }
-    Ok(response)
+    Ok(Begun { head, choices, heard, stream })
 }
 
 /// Writes the texts of a query and pays for them.
+#[expect(clippy::too_many_arguments, reason = "all that there is of a query, once")]
 async fn run(
     site: Arc<Site>,
     queries: Arc<QuerySite>,
@@ -249,9 +294,17 @@ async fn run(
     random: u64,
     mut place: Place,
     bill: Bill,
+    entry: Entry,
     parts: mpsc::UnboundedSender<Part>,
 ) {
     let watch = Stopwatch::start();
+    let nothing = Usage { prompt_tokens: 0, completion_tokens: 0, cost: Amount::ZERO };
+    let tell = |how: &'static str, usage: &Usage| {
+        site.hub.queries.ended(how);
+        if let Some(log) = &queries.log {
+            log.ended(&entry, how, usage);
+        }
+    };
     let metrics = &site.hub.queries;
     let (events, mut heard) = mpsc::unbounded_channel();
     let mut failed = None;
@@ -297,20 +350,21 @@ async fn run(
     let last = match failed {
         Some(error) => {
             bill.release(&site, &queries);
-            metrics.ended("error");
+            tell("error", &nothing);
             Part::Failed(ApiError::Internal(error))
         }
         None if gone && written == 0 => {
             bill.release(&site, &queries);
-            metrics.ended("abort");
+            tell("abort", &nothing);
             return;
         }
         None => {
             metrics.prompt_tokens.inc_by(prompt_tokens);
             metrics.generation_tokens.inc_by(written);
-            metrics.ended(if gone { "abort" } else { "stop" });
             let cost = bill.pay(&site, &queries, prompt_tokens + written).await;
-            Part::Done(Usage { prompt_tokens, completion_tokens: written, cost })
+            let usage = Usage { prompt_tokens, completion_tokens: written, cost };
+            tell(if gone { "abort" } else { "stop" }, &usage);
+            Part::Done(usage)
         }
     };
     // Nobody hears it who is gone.

@@ -11,7 +11,7 @@ use crate::protocol::{Amount, Digest, Time};
 #[derive(Debug, Clone)]
 pub struct Head {
     kind: Kind,
-    pub id: String,
+    id: String,
     created: u64,
     model: Digest,
     include_usage: bool,
@@ -136,12 +136,8 @@ impl Choice {
 }
 
 impl Head {
-    pub fn new(query: &Query, name: &str, now: Time, model: Digest) -> Self {
-        let id = match query.kind {
-            Kind::Completion => format!("cmpl-{name}"),
-            Kind::Chat => format!("chatcmpl-{name}"),
-        };
-        Self { kind: query.kind, id, created: now.0 / 1000, model, include_usage: query.include_usage }
+    pub fn new(query: &Query, id: &str, now: Time, model: Digest) -> Self {
+        Self { kind: query.kind, id: id.to_owned(), created: now.0 / 1000, model, include_usage: query.include_usage }
     }
 
     pub fn kind(&self) -> Kind {

@@ -4,6 +4,7 @@
 //! after a crash what was not settled is settled or given back, once: the ledger does what has the same name once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,16 @@ pub enum Payer {
     Free(IpAddr),
     /// The wallet of an API key.
     Key { digest: Digest, wallet: PublicKey },
+}
+
+impl fmt::Display for Payer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator => f.write_str("operator"),
+            Self::Free(_) => f.write_str("free"),
+            Self::Key { digest, .. } => f.write_str(&digest.short()),
+        }
+    }
 }
 
 /// What a query owes when it has ended.
@@ -223,6 +234,18 @@ async fn settle_until_done(site: &Site, open: OpenQuery) {
     }
 }
 
+/// What was paid, by the ledger's answer to a settlement; nothing where it cannot say, and is to be asked again.
+fn paid(settled: Result<(), ApiError>, cost: Amount) -> Option<Amount> {
+    match settled {
+        // Settled before, when others had contributed.
+        Ok(()) | Err(ApiError::Ledger(LedgerError::Order(OrderError::IdReused { .. }))) => Some(cost),
+        Err(ApiError::Ledger(LedgerError::Store(_))) => None,
+        // There is no hold, or none any more.
+        Err(ApiError::Ledger(_)) => Some(Amount::ZERO),
+        Err(_) => None,
+    }
+}
+
 /// Settles a query: what was paid, or nothing where the ledger cannot say.
 async fn settle(site: &Site, queries: &QuerySite, open: OpenQuery) -> Option<Amount> {
     let OpenQuery { id, wallet, cost, .. } = open;
@@ -237,15 +260,195 @@ async fn settle(site: &Site, queries: &QuerySite, open: OpenQuery) -> Option<Amo
         work
     });
     let contributors = contributors.await.ok()?;
-    let paid = match ledger.ask(Request::Settle { query: id, wallet, cost, contributors }).await {
-        // Settled before, when others had contributed.
-        Ok(_) | Err(ApiError::Ledger(LedgerError::Order(OrderError::IdReused { .. }))) => cost,
-        Err(ApiError::Ledger(LedgerError::Store(_))) => return None,
-        // There is no hold, or none any more.
-        Err(ApiError::Ledger(_)) => Amount::ZERO,
-        Err(_) => return None,
-    };
+    let settled = ledger.ask(Request::Settle { query: id, wallet, cost, contributors }).await;
+    let paid = paid(settled.map(drop), cost)?;
     with_store(queries, move |store| store.close(id, paid)).await.ok()?;
     site.hub.queries.paid_micro.inc_by(u64::try_from(paid.micro()).unwrap_or(0));
     Some(paid)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::testing::{NOW, accepted, ask, emitting, key, micro, pay_round, vests_soon, wallet};
+    use crate::ledger::{Ledger, MemoryJournal};
+    use crate::protocol::Emission;
+    use crate::store::{ApiKey, Database};
+
+    /// What a key may spend, of more that its wallet has.
+    const LIMIT: i64 = 300;
+
+    /// What happens next, to one of the queries under way.
+    #[derive(Debug, Clone)]
+    enum Op {
+        /// A query that may cost so much.
+        Come(i64),
+        /// One goes on by a step, and the ledger's answer is heard or lost.
+        GoOn(prop::sample::Index, bool),
+        /// One ends here: it has cost so much of a hundred parts of the most, or it failed or was given up.
+        End(prop::sample::Index, i64),
+        /// The process ends, and begins again.
+        Crash,
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let which = any::<prop::sample::Index>;
+        let op = prop_oneof![
+            4 => (1i64..200).prop_map(Op::Come),
+            9 => (which(), prop::bool::weighted(0.8)).prop_map(|(which, heard)| Op::GoOn(which, heard)),
+            5 => (which(), 0i64..=100).prop_map(|(which, share)| Op::End(which, share)),
+            1 => Just(Op::Crash),
+        ];
+        prop::collection::vec(op, 1..50)
+    }
+
+    /// How far a query is: what the process has in memory, as [`hold`], [`Bill`] and [`recover`] have it.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Step {
+        Noted,
+        Held,
+        /// To be settled for what the disk knows.
+        Owing(Amount),
+        Settled(Amount),
+    }
+
+    struct World {
+        ledger: Ledger,
+        journal: MemoryJournal,
+        store: QueryStore,
+        queries: Vec<(OpenQuery, Step)>,
+        count: u64,
+        /// What clients were told that they paid.
+        told: BTreeMap<TransferId, Amount>,
+    }
+
+    impl World {
+        fn new(folder: &tempfile::TempDir) -> Self {
+            let mut economy = vests_soon();
+            economy.emission = Emission { initial: micro(1_000), halving_rounds: 1_000, cap: micro(1_000_000) };
+            let mut journal = MemoryJournal::default();
+            let mut ledger = Ledger::open(emitting(economy), &mut journal).unwrap();
+            for round in 0..2 {
+                let verdicts = vec![accepted(round * 10, 0, 1), accepted(round * 10 + 1, 1, 1)];
+                ask(&mut ledger, &mut journal, &pay_round(round, verdicts)).unwrap();
+            }
+            let mut store = QueryStore::new(Database::open(folder.path().join("hydra.db")).unwrap());
+            store.add(&Self::key()).unwrap();
+            Self { ledger, journal, store, queries: vec![], count: 0, told: BTreeMap::new() }
+        }
+
+        fn key() -> ApiKey {
+            ApiKey {
+                digest: Digest::of(b"a key"),
+                wallet: key(0).public(),
+                name: "key".to_owned(),
+                limit: Some(micro(LIMIT)),
+                spent: Amount::ZERO,
+                expires: None,
+                revoked: false,
+            }
+        }
+
+        fn ask(&mut self, request: &Request) -> Result<(), ApiError> {
+            ask(&mut self.ledger, &mut self.journal, request).map(drop).map_err(ApiError::Ledger)
+        }
+
+        fn come(&mut self, most: i64) {
+            self.count += 1;
+            let id = TransferId::request(NOW, self.count);
+            let World { store, .. } = self;
+            let ApiKey { digest, wallet, .. } = Self::key();
+            let open =
+                OpenQuery { id, key: digest, wallet, most: micro(most), cost: None, expires: Time(NOW.0 + 1_000) };
+            match store.open(&open) {
+                Ok(()) => self.queries.push((open, Step::Noted)),
+                Err(error) => assert!(matches!(error, QueryStoreError::Limit { .. }), "{error}"),
+            }
+        }
+
+        fn go_on(&mut self, at: usize, heard: bool) {
+            let (open, step) = self.queries[at];
+            let OpenQuery { id, wallet, most, expires, .. } = open;
+            match step {
+                Step::Noted => {
+                    let held = self.ask(&Request::Hold { id, wallet, amount: most, expires });
+                    // Whatever has become of it, it is given back, where that is not known.
+                    let next = if held.is_ok() && heard { Step::Held } else { Step::Owing(Amount::ZERO) };
+                    self.queries[at].1 = next;
+                }
+                // It is being answered.
+                Step::Held => {}
+                Step::Owing(cost) => {
+                    // Others may have contributed since the last time.
+                    let contributors = vec![(key(1).public(), 1), (key(2).public(), u64::from(heard))];
+                    let settled = self.ask(&Request::Settle { query: id, wallet, cost, contributors });
+                    if heard && let Some(paid) = paid(settled, cost) {
+                        self.queries[at].1 = Step::Settled(paid);
+                    }
+                }
+                Step::Settled(paid) => {
+                    self.store.close(id, paid).unwrap();
+                    assert_eq!(*self.told.entry(id).or_insert(paid), paid, "one price for one query");
+                    self.queries.remove(at);
+                }
+            }
+        }
+
+        fn end(&mut self, at: usize, share: i64) {
+            let (open, step) = self.queries[at];
+            if step != Step::Held {
+                return;
+            }
+            let cost = micro(open.most.micro() * share / 100);
+            if !cost.is_zero() {
+                self.store.price(open.id, cost).unwrap();
+            }
+            self.queries[at].1 = Step::Owing(cost);
+        }
+
+        fn crash(&mut self) {
+            let open = self.store.open_queries().unwrap();
+            self.queries =
+                open.into_iter().map(|open| (open, Step::Owing(open.cost.unwrap_or(Amount::ZERO)))).collect();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever is interleaved, lost, given up or cut off: in the end nothing is held, and what left the wallet is what
+        /// clients were told, query by query, and what was counted for the key, within its limit.
+        #[test]
+        fn every_query_is_paid_once_for_what_it_was_told_to_cost_and_the_rest_comes_back(ops in ops()) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut world = World::new(&folder);
+            let start = world.ledger.book().available(wallet(0)).0;
+            for op in ops {
+                let under_way = world.queries.len();
+                match op {
+                    Op::Come(most) => world.come(most),
+                    Op::Crash => world.crash(),
+                    Op::GoOn(..) | Op::End(..) if under_way == 0 => {}
+                    Op::GoOn(which, heard) => world.go_on(which.index(under_way), heard),
+                    Op::End(which, share) => world.end(which.index(under_way), share),
+                }
+                prop_assert!(world.store.find(&World::key().digest).unwrap().unwrap().spent <= micro(LIMIT));
+            }
+            // What is being answered ends, and all is settled.
+            for _ in 0..4 * world.queries.len() {
+                if !world.queries.is_empty() {
+                    world.end(0, 50);
+                    world.go_on(0, true);
+                }
+            }
+            prop_assert!(world.queries.is_empty() && world.store.open_queries().unwrap().is_empty());
+            let paid: i64 = world.told.values().map(|paid| paid.micro()).sum();
+            prop_assert_eq!(world.ledger.book().available(wallet(0)).0, start - i128::from(paid));
+            prop_assert_eq!(world.ledger.book().posts(wallet(0)).debits_pending, 0);
+            let spent = world.store.find(&World::key().digest).unwrap().unwrap().spent;
+            prop_assert_eq!(spent, micro(paid));
+        }
+    }
 }
