@@ -5,6 +5,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "common/proxy.rs"]
+mod proxy;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -63,8 +65,12 @@ impl Net {
     }
 
     fn member(&mut self, role: &str, name: &str) -> usize {
+        self.member_at(&self.url(), role, name)
+    }
+
+    fn member_at(&mut self, coordinator: &str, role: &str, name: &str) -> usize {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        command.args([role, "--coordinator", &self.url()]).arg("--state-dir").arg(self.state(name));
+        command.args([role, "--coordinator", coordinator]).arg("--state-dir").arg(self.state(name));
         if let Some(certificate) = &self.certificate {
             command.arg("--tls-ca").arg(certificate);
         }
@@ -155,6 +161,22 @@ fn separate_processes_train_what_one_process_would() {
         let status = net.children[member].wait().unwrap();
         assert!(status.success(), "a worker that is told that the run is over ends well");
     }
+}
+
+#[test]
+fn lines_that_are_cut_or_slow_change_nothing_that_is_learned_or_paid() {
+    let rounds = [&TRUSTING[..], &["--rounds", "2"]].concat();
+    let mut net = Net::new();
+    let coordinator = net.coordinator(&rounds);
+    let line = proxy::BadLine::to(net.port, 11);
+    let url = format!("http://127.0.0.1:{}", line.port);
+    for n in 1..=2 {
+        net.member_at(&url, "worker", &format!("worker-{n}"));
+    }
+    let summary = net.summary(coordinator);
+    let connections = line.connections();
+    assert!(connections > 9, "the line was too good to show anything: {connections} connections");
+    assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
 }
 
 #[test]

@@ -77,11 +77,11 @@ impl RemoteBlobs {
 
     /// Tries until it works, nothing more can be hoped for, or the transfers are to stop. `progress` says how far a
     /// transfer has come: as long as it moves, it is tried again.
-    fn patiently<T>(
+    fn patiently<T, P: PartialEq>(
         &self,
         digest: &Digest,
         mut attempt: impl AsyncFnMut() -> Result<T, Problem>,
-        progress: impl Fn() -> u64,
+        progress: impl Fn() -> P,
     ) -> Result<T, BlobError> {
         let mut stop = self.stop.subscribe();
         let remote = |problem: &str| BlobError::Remote { digest: *digest, problem: problem.to_owned() };
@@ -197,9 +197,13 @@ impl Blobs for RemoteBlobs {
     fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
         let digest = self.kept.put(bytes)?;
         let bytes = Bytes::copy_from_slice(bytes);
-        let most = self.up.piece(limits::HTTP_CHUNK_BYTES_MAX) as u64;
+        let most = self.up.piece(limits::HTTP_CHUNK_BYTES_MAX).min(bytes.len()) as u64;
         let sending = Sending { piece: Cell::new(most), received: Cell::new(0) };
-        self.patiently(&digest, async || self.upload(&digest, &bytes, &sending).await, || sending.received.get())?;
+        self.patiently(
+            &digest,
+            async || self.upload(&digest, &bytes, &sending).await,
+            || (sending.received.get(), sending.piece.get()),
+        )?;
         self.kept.remove(&digest)?;
         Ok(digest)
     }
