@@ -142,7 +142,7 @@ pub fn write(
 }
 
 impl RunFolder {
-    /// Reads a folder that [`write`] wrote, if it is whole.
+    /// Reads a folder that [`write()`] wrote, if it is whole.
     pub fn read(folder: &Path) -> Result<Self, FolderError> {
         let get = |name: &str| {
             let path = folder.join(name);
