@@ -29,7 +29,7 @@ use hydra::protocol::{
     Seed, Signed, Submission, Timing, WorkerReply, WorkerRequest,
 };
 use hydra::runtime::{Clock, SystemClock, Threads, Watch};
-use hydra::store::{Archive, Blobs, Database, FolderBlobs, GroupCommit, LedgerStore, RunStore};
+use hydra::store::{Archive, Blobs, Database, FolderBlobs, GroupCommit, History, LedgerStore, RunStore};
 use hydra::swarm::{LedgerPlace, Swarm};
 use hydra::verifier;
 
@@ -136,6 +136,7 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
             dataset: BTreeSet::from([blob]),
             admission: Admission::open(AdmissionRule::Open, &folder.join("admission.json"), [])?,
             queries: None,
+            history: History::open(&database)?.ok_or("there is no run")?,
             clock,
             hub: Arc::new(Hub::default()),
         };

@@ -62,7 +62,9 @@ pub fn read(paths: &[PathBuf]) -> Result<Data, DataError> {
         data.source = String::from("Hydra's own code and documentation");
         data.push(include_bytes!("../README.md"))?;
         let book = Book::iter().filter(|name| name.ends_with(".md")).filter_map(|name| Book::get(&name));
-        for file in book.chain(Code::iter().filter_map(|name| Code::get(&name))) {
+        // The page's scripts are not to be learnt from: much of them is other people's, made small for machines.
+        let code = Code::iter().filter(|name| name.ends_with(".rs")).filter_map(|name| Code::get(&name));
+        for file in book.chain(code) {
             data.push(&file.data)?;
         }
         return Ok(data);

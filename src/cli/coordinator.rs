@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 
 use super::Failure;
+use super::page::{self, PageArgs};
 use super::progress::Progress;
 use super::queries::QueryArgs;
 use super::remote::RemoteLedger;
@@ -70,6 +71,8 @@ pub(super) struct CoordinatorArgs {
     /// Print the public keys of this coordinator and its verifier, and do nothing else
     #[arg(long)]
     show_keys: bool,
+    #[command(flatten)]
+    page: PageArgs,
     #[command(flatten)]
     queries: QueryArgs,
     #[command(flatten)]
@@ -216,7 +219,13 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let others: BTreeSet<PublicKey> = args.verifier.iter().copied().collect();
-    let mut config = ServerConfig { admin: args.admin, verifiers: others.clone(), ..args.front.config() };
+    let mut config = ServerConfig {
+        admin: args.admin,
+        verifiers: others.clone(),
+        no_page: args.page.no_page,
+        reports: args.page.reports.clone(),
+        ..args.front.config()
+    };
     config.verifiers.insert(run.verifier.public());
     let system = run::system();
     let (payer, elsewhere) = match &args.ledger {
@@ -227,6 +236,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(anyhow!("--serve needs the ledger in this process: leave out --ledger")));
     }
     let queries = args.queries.open(run.folder.path())?;
+    let history = page::history(run.folder.path())?;
     let ledger_key = run.folder.key("ledger")?.public();
     let (mut swarm, began) = run.into_swarm(executor, watch, others.clone(), payer)?;
     let books = LedgerConfig { economy: swarm.economy, verifiers: config.verifiers.clone() };
@@ -251,6 +261,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
             dataset,
             admission,
             queries,
+            history,
             clock: Arc::clone(&clock),
             hub: Arc::clone(&hub),
         };

@@ -41,6 +41,9 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("Train for twenty rounds, or go on for twenty more", "hydra up --rounds 20"),
             ("Train on your own text, in a folder of its own", "hydra up --data notes/ --state-dir mine --rounds 20"),
             ("Begin anew with a larger network; the old run is kept aside", "hydra up --fresh --preset micro"),
+            ("Let others in the network look on, in their browsers", "hydra up --listen 0.0.0.0:8787"),
+            ("Let the newest model write on the page", "hydra up --serve --free-tokens 100000"),
+            ("Open no port, and print one JSON object at the end", "hydra up --rounds 20 --no-page --json"),
         ],
     ),
     (

@@ -10,6 +10,7 @@ mod help;
 mod ledger;
 mod model;
 mod owner;
+mod page;
 mod progress;
 mod queries;
 mod query;

@@ -2,6 +2,7 @@
 
 pub mod ledger;
 pub mod queries;
+pub mod watch;
 
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +91,12 @@ pub struct Status {
     pub parameters: u64,
     /// Keys that have ever worked.
     pub workers: u64,
-    /// Keys heard from in the last minute.
+    /// Keys heard from in the last minute, or that hold a task.
     pub workers_seen: u64,
+    /// When the round opened or was last extended.
+    pub opened: Time,
+    /// When it closes with a quorum instead of all its tasks, or is extended.
+    pub deadline: Time,
     /// The server's time.
     pub time: Time,
 }

@@ -59,6 +59,12 @@ pub enum ApiError {
     /// The key may take part, but not do this.
     #[error("this key may not do that: {0}")]
     Forbidden(&'static str),
+    /// No such round, yet.
+    #[error("there is no such round yet")]
+    NoSuchRound,
+    /// No such report.
+    #[error("there is no such report; the operator shows reports with --reports")]
+    NoSuchReport,
     /// No such blob, or none that may be read.
     #[error("there is no such blob")]
     NoSuchBlob,
@@ -206,6 +212,8 @@ impl ApiError {
             Self::Replayed => ("replayed", StatusCode::UNAUTHORIZED),
             Self::NotAdmitted(_) => ("not_admitted", StatusCode::FORBIDDEN),
             Self::Forbidden(_) => ("forbidden", StatusCode::FORBIDDEN),
+            Self::NoSuchRound => ("no_such_round", StatusCode::NOT_FOUND),
+            Self::NoSuchReport => ("no_such_report", StatusCode::NOT_FOUND),
             Self::NoSuchBlob => ("no_such_blob", StatusCode::NOT_FOUND),
             Self::Range { .. } => ("range", StatusCode::RANGE_NOT_SATISFIABLE),
             Self::NotCommitted => ("not_committed", StatusCode::FORBIDDEN),

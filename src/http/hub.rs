@@ -194,6 +194,12 @@ impl Hub {
         seen.len() as u64
     }
 
+    /// When each worker that was heard from lately last called.
+    pub(super) fn seen(&self, now: Time) -> BTreeMap<PublicKey, Time> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().filter(|(_, seen)| now.since(seen.at) < SEEN_FOR).map(|(key, seen)| (*key, seen.at)).collect()
+    }
+
     /// Whether every worker that was heard from lately knows that the run is over.
     #[must_use]
     pub fn all_told(&self, now: Time) -> bool {

@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::api::ledger::path as ledger;
 use super::api::path;
 use super::api::queries::path as queries;
+use super::api::watch::path as watch;
 
 /// One thing that a server does. The server is built from this table, and so is its description.
 #[derive(Debug, Clone, Copy)]
@@ -10,7 +11,7 @@ pub struct Route {
     /// The HTTP method.
     pub method: &'static str,
     /// The path; `{digest}` stands for a blob's name, `{key}` for a public key, `{transfer}` for a transfer's id or number,
-    /// `{model}` for a model's name.
+    /// `{model}` for a model's name, `{round}` for a round's number, `{report}` and `{file}` for names.
     pub path: &'static str,
     /// Who may call it.
     pub caller: Caller,
@@ -112,9 +113,19 @@ pub(super) enum Endpoint {
     NewApiKey,
     ApiKeys,
     RevokeApiKey,
+    Balance,
+    Samples,
+    Rounds,
+    Round,
+    Workers,
+    Reports,
+    Report,
+    Page,
+    PageFile,
 }
 
 const JSON: &str = "application/json";
+const HTML: &str = "text/html";
 const BYTES: &str = "application/octet-stream";
 
 const fn get(path: &'static str, caller: Caller, summary: &'static str, endpoint: Endpoint) -> Route {
@@ -231,10 +242,40 @@ pub const ROUTES: &[Route] = &[
     post(queries::QUOTE, Caller::Anybody, "What a query may cost, given its body", Endpoint::Quote),
     post(queries::API_KEYS, Caller::Key, "Add an API key to the caller's wallet", Endpoint::NewApiKey),
     get(queries::API_KEYS, Caller::Key, "The API keys of the caller's wallet", Endpoint::ApiKeys),
+    get(watch::BALANCE, Caller::ApiKey, "Who pays for queries with this API key, and what is left", Endpoint::Balance),
     post(queries::REVOKE, Caller::Key, "End an API key of the caller's wallet", Endpoint::RevokeApiKey),
+    get(watch::SAMPLES, Caller::Anybody, "What the models of earlier rounds wrote", Endpoint::Samples),
+    Route {
+        query: BY_NUMBER,
+        ..get(watch::ROUNDS, Caller::Anybody, "The rounds so far, oldest first", Endpoint::Rounds)
+    },
+    get("/hydra/v1/rounds/{round}", Caller::Anybody, "A round, and what became of each task", Endpoint::Round),
+    Route {
+        query: BY_NAME,
+        ..get(
+            watch::WORKERS,
+            Caller::Anybody,
+            "Everybody who has ever worked, in the order of their keys",
+            Endpoint::Workers,
+        )
+    },
+    get(watch::REPORTS, Caller::Anybody, "Reports of simulations that the operator shows", Endpoint::Reports),
+    Route { gives: HTML, ..get("/hydra/v1/reports/{report}", Caller::Anybody, "A report", Endpoint::Report) },
+    Route { gives: HTML, ..get("/", Caller::Anybody, "The page for people", Endpoint::Page) },
+    Route { gives: "*/*", ..get("/dashboard/{file}", Caller::Anybody, "A file of the page", Endpoint::PageFile) },
+    Route {
+        gives: "*/*",
+        ..get("/dashboard/vendor/{file}", Caller::Anybody, "A library of the page", Endpoint::PageFile)
+    },
 ];
 
 impl Route {
+    /// Whether it is part of the page for people.
+    #[must_use]
+    pub(super) fn is_of_page(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Page | Endpoint::PageFile)
+    }
+
     /// Whether a ledger in a process of its own serves it too.
     #[must_use]
     pub fn is_of_ledger(&self) -> bool {
@@ -279,6 +320,16 @@ pub fn document<'a>(routes: impl Iterator<Item = &'a Route>) -> Value {
     })
 }
 
+/// A name for an operation that no other has.
+fn operation_id(route: &Route) -> String {
+    let more = match (route.method, route.path.contains("/vendor/")) {
+        ("HEAD", _) => "Head",
+        (_, true) => "Vendor",
+        _ => "",
+    };
+    format!("{:?}{more}", route.endpoint)
+}
+
 fn operation(route: &Route) -> Value {
     let mut parameters: Vec<Value> = route
         .query
@@ -293,6 +344,9 @@ fn operation(route: &Route) -> Value {
         ("key", "An Ed25519 public key, lower-case hexadecimal", "^[0-9a-f]{64}$"),
         ("transfer", "The id of a transfer, or its number", "^([0-9a-f]{32}|[0-9]{1,19})$"),
         ("model", "The name of a model", "^hydra$"),
+        ("round", "The number of a round", "^[0-9]{1,9}$"),
+        ("report", "The name of a report", "^[0-9A-Za-z._-]+$"),
+        ("file", "The name of a file", "^[0-9a-z.-]+$"),
     ] {
         if route.path.contains(&format!("{{{name}}}")) {
             parameters.push(json!({
@@ -304,7 +358,7 @@ fn operation(route: &Route) -> Value {
     let error = json!({ "description": "Refused", "content": { JSON: { "schema": { "$ref": "#/components/schemas/Error" } } } });
     let mut operation = json!({
         "summary": route.summary,
-        "operationId": format!("{:?}{}", route.endpoint, if route.method == "HEAD" { "Head" } else { "" }),
+        "operationId": operation_id(route),
         "parameters": parameters,
         "responses": { "200": { "description": "Done", "content": { route.gives: {} } }, "4XX": error.clone(), "5XX": error },
     });
@@ -355,9 +409,8 @@ mod tests {
     fn reference() -> String {
         let of = |route: &Route| match route.path {
             path if path.starts_with(ledger::LEDGER) => "The ledger",
-            path if path.starts_with("/v1/") || path.starts_with(queries::API_KEYS) || path == queries::QUOTE => {
-                "Queries"
-            }
+            path if path.starts_with("/v1/") || path.starts_with(queries::API_KEYS) => "Queries",
+            path if [queries::QUOTE, watch::BALANCE, watch::SAMPLES].contains(&path) => "Queries",
             path if path.starts_with("/hydra/v1/admin/") => "The operator",
             _ if matches!(route.caller, Caller::Worker | Caller::Key | Caller::Reader) => "Workers",
             _ if route.caller == Caller::Verifier => "Verifiers",

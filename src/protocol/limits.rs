@@ -191,6 +191,23 @@ pub const LEDGER_PAGE_MAX: usize = 1000;
 /// The same where nobody says how many.
 pub const LEDGER_PAGE: usize = 100;
 
+/// Rounds or workers in one page of an answer: some hundred kilobytes of JSON.
+pub const WATCH_PAGE_MAX: usize = 1000;
+
+/// The same where nobody says how many.
+pub const WATCH_PAGE: usize = 100;
+
+/// Texts of earlier models that are kept to be shown, newest last: some kilobytes.
+pub const SAMPLES_KEPT: usize = 64;
+
+/// Tokens of such a text at most: enough to see how well a model writes, a few hundredths of a second of work.
+pub const SAMPLE_TOKENS: u32 = 160;
+
+/// Reports of simulations that are listed, and bytes of a file of one: what `cargo sim --out` writes has some kilobytes.
+pub const REPORTS_MAX: usize = 500;
+/// See [`REPORTS_MAX`].
+pub const REPORT_BYTES_MAX: u64 = 4 << 20;
+
 /// Orders in one batch: checking their signatures takes a tenth of a second.
 pub const ORDERS_MAX: usize = 1000;
 
@@ -202,6 +219,9 @@ pub const VERDICT_JSON_BYTES_MAX: usize = 1024;
 
 /// Requests that wait for the ledger's archive, which answers one after the other in milliseconds.
 pub const ARCHIVE_WAITING_MAX: usize = 64;
+
+/// Records of a run that are read at a time for those who look on: a few megabytes.
+pub const HISTORY_READ: i64 = 10_000;
 
 /// Entries that the archive reads at a time while it catches up with the ledger: some megabytes.
 pub const ARCHIVE_READ: usize = 10_000;

@@ -2,13 +2,14 @@
 //!
 //! [`Database`] opens the file and brings its tables up to date; [`LedgerStore`], [`RunStore`] and [`QueryStore`] keep one
 //! kind of thing in it each, and own the tables for that. [`GroupCommit`] writes what many asked the ledger for in one
-//! transaction, and [`Archive`] looks things up in what they have written. [`Blobs`] keeps large things by their digest. [`StateDir`] is the folder that holds all of it, keys
+//! transaction, [`Archive`] looks things up in what they have written, and [`History`] in what became of a run's rounds. [`Blobs`] keeps large things by their digest. [`StateDir`] is the folder that holds all of it, keys
 //! ([`KeyFile`]) included.
 
 mod archive;
 mod blobs;
 mod coordinator;
 mod group;
+mod history;
 mod key_file;
 mod ledger;
 mod queries;
@@ -20,6 +21,7 @@ pub use archive::{Archive, Growth};
 pub use blobs::{BlobArchive, BlobError, Blobs, FolderBlobs, MemoryBlobs};
 pub use coordinator::{Goal, RunStore, RunStoreError};
 pub use group::GroupCommit;
+pub use history::History;
 pub use key_file::{KeyFile, KeyFileError, LockedKey};
 pub use ledger::LedgerStore;
 pub use queries::{ApiKey, OpenQuery, QueryStore, QueryStoreError};

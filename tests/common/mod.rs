@@ -32,7 +32,7 @@ impl Hydra {
     }
 
     /// The command with `arguments`; for `up`, with a small job where they do not say otherwise.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
         command.args(arguments).arg("--state-dir").arg(self.state());
         if arguments[0] == "up" {

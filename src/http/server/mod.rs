@@ -3,10 +3,13 @@
 mod blobs;
 mod ledger;
 mod operations;
+mod page;
 mod queries;
+mod reports;
 mod request;
 mod status;
 mod verifiers;
+mod watching;
 mod workers;
 
 use std::collections::BTreeSet;
@@ -36,12 +39,13 @@ use warp::reply::Response;
 use self::ledger::LedgerSite;
 use self::queries::QuerySite;
 use self::request::{Asked, Peer};
+use self::watching::Past;
 use super::admission::Admission;
 use super::auth::Gate;
 use super::desk::{Desk, Lane};
 use super::error::ApiError;
 use super::hub::Hub;
-use super::openapi::{Endpoint, ROUTES, Route};
+use super::openapi::{Caller, Endpoint, ROUTES, Route};
 use super::rate::Rates;
 use super::uploads::Uploads;
 use crate::coordinator::{Coordinator, Look, State};
@@ -49,7 +53,7 @@ use crate::ledger::{LedgerActor, LedgerConfig};
 use crate::protocol::limits::Rate;
 use crate::protocol::{Digest, PublicKey, SessionId, limits};
 use crate::runtime::{Clock, Stopwatch, entropy};
-use crate::store::{Archive, FolderBlobs};
+use crate::store::{Archive, FolderBlobs, History};
 
 /// What a server serves.
 pub struct ServerParts {
@@ -69,6 +73,8 @@ pub struct ServerParts {
     pub admission: Admission,
     /// What answers queries, if anything does.
     pub queries: Option<QueryParts>,
+    /// What became of the rounds.
+    pub history: History,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Events and numbers.
@@ -112,6 +118,12 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Whether a reverse proxy stands before it, whose `X-Forwarded-For` tells the client's address.
     pub behind_proxy: bool,
+    /// Whether only what anybody may read is served: nobody takes part from outside. What is uploaded is not looked after.
+    pub read_only: bool,
+    /// Whether the page for people is left out.
+    pub no_page: bool,
+    /// The folder of the reports that are shown, if any are.
+    pub reports: Option<PathBuf>,
     /// Bounds on what clients may do.
     pub limits: ServerLimits,
 }
@@ -201,6 +213,7 @@ pub(super) struct Site {
     dataset: BTreeSet<Digest>,
     admission: Admission,
     queries: Option<Arc<QuerySite>>,
+    past: Past,
 }
 
 impl Deref for Site {
@@ -222,7 +235,7 @@ trait Answering: Send + Sync + 'static {
     fn front(&self) -> &Front;
 
     /// Whether it answers requests of this kind.
-    fn serves(route: &Route) -> bool;
+    fn serves(&self, route: &Route) -> bool;
 
     fn answer(
         self: Arc<Self>,
@@ -252,11 +265,14 @@ impl Server {
             dataset: parts.dataset,
             admission: parts.admission,
             queries: parts.queries.map(|parts| Arc::new(QuerySite::new(parts))),
+            past: Past::new(parts.history),
         });
         let unsettled = site.queries.as_deref().map(QuerySite::unsettled).transpose()?;
         let server = Self::serve(listener, Arc::clone(&site), stop)?;
         if let Some(runtime) = &server.runtime {
-            runtime.spawn(blobs::sweep(Arc::clone(&site)));
+            if !site.config.read_only {
+                runtime.spawn(blobs::sweep(Arc::clone(&site)));
+            }
             if let Some(unsettled) = unsettled {
                 runtime.spawn(queries::recover(Arc::clone(&site), unsettled));
                 runtime.spawn(queries::follow(site));
@@ -413,7 +429,7 @@ where
 
 fn routes<S: Answering>(site: &Arc<S>) -> BoxedFilter<(Response,)> {
     let mut all: Option<BoxedFilter<(Response,)>> = None;
-    for route in ROUTES.iter().filter(|route| S::serves(route)) {
+    for route in ROUTES.iter().filter(|route| site.serves(route)) {
         let (site, endpoint, name) = (Arc::clone(site), route.endpoint, route.path);
         let filter = request::matches(route).and(request::asked()).then(move |asked: Asked| {
             let site = Arc::clone(&site);
@@ -476,8 +492,9 @@ impl Answering for Site {
         &self.front
     }
 
-    fn serves(_: &Route) -> bool {
-        true
+    fn serves(&self, route: &Route) -> bool {
+        let for_all = matches!(route.caller, Caller::Anybody | Caller::ApiKey);
+        (for_all || !self.config.read_only) && !(self.config.no_page && route.is_of_page())
     }
 
     async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
@@ -489,7 +506,10 @@ impl Answering for Site {
                 queries::measure(site);
                 status::metrics(site, site.ledger.as_ref().ok()).await
             }
-            Endpoint::OpenApi => Ok(request::json(&super::openapi::document(ROUTES.iter()))),
+            Endpoint::OpenApi => {
+                let routes = ROUTES.iter().filter(|route| site.serves(route));
+                Ok(request::json(&super::openapi::document(routes)))
+            }
             Endpoint::Hello => status::hello(site).await,
             Endpoint::Status => status::status(site).await,
             Endpoint::Audits => status::audits(site, asked).await,
@@ -517,7 +537,16 @@ impl Answering for Site {
             | Endpoint::Quote
             | Endpoint::NewApiKey
             | Endpoint::ApiKeys
-            | Endpoint::RevokeApiKey => queries::answer(site, endpoint, asked).await,
+            | Endpoint::RevokeApiKey
+            | Endpoint::Balance
+            | Endpoint::Samples => queries::answer(site, endpoint, asked).await,
+            Endpoint::Rounds => watching::rounds(site, asked).await,
+            Endpoint::Round => watching::round(site, asked).await,
+            Endpoint::Workers => watching::workers(site, asked).await,
+            Endpoint::Reports => reports::list(site).await,
+            Endpoint::Report => reports::show(site, asked).await,
+            Endpoint::Page => page::index(asked),
+            Endpoint::PageFile => page::asset(asked),
             endpoint => match &site.ledger {
                 Ok(ledger) => ledger::answer(&site.front, ledger, endpoint, asked).await,
                 Err(elsewhere) => Err(ApiError::LedgerElsewhere(elsewhere.clone())),
@@ -531,7 +560,7 @@ impl Answering for LedgerOnly {
         &self.front
     }
 
-    fn serves(route: &Route) -> bool {
+    fn serves(&self, route: &Route) -> bool {
         route.is_of_ledger()
     }
 
@@ -542,7 +571,7 @@ impl Answering for LedgerOnly {
             Endpoint::Ready => status::ready_ledger(ledger).await,
             Endpoint::Metrics => status::metrics(front, Some(ledger)).await,
             Endpoint::OpenApi => {
-                let routes = ROUTES.iter().filter(|route| Self::serves(route));
+                let routes = ROUTES.iter().filter(|route| self.serves(route));
                 Ok(request::json(&super::openapi::document(routes)))
             }
             Endpoint::Hello => Ok(status::hello_to(front, None, "open")),

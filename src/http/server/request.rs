@@ -36,7 +36,7 @@ pub(super) struct Asked {
 /// Matches the method and the path of a route.
 pub(super) fn matches(route: &Route) -> BoxedFilter<()> {
     let mut filter = warp::any().boxed();
-    for part in route.path.split('/').skip(1) {
+    for part in route.path.split('/').skip(1).filter(|part| !part.is_empty()) {
         filter = if part.starts_with('{') {
             filter.and(warp::path::param::<String>().map(drop).untuple_one()).boxed()
         } else {
@@ -84,6 +84,11 @@ impl Asked {
 
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// What follows this beginning of the path.
+    pub fn after(&self, begin: &str) -> &str {
+        self.path.strip_prefix(begin).unwrap_or_default()
     }
 
     /// The digest that the path ends with.

@@ -78,7 +78,9 @@ pub(super) async fn status(site: &Site) -> Result<Response, ApiError> {
             loss: state.lineage().iter().rev().find_map(|model| model.loss),
             parameters: state.spec().model.parameters(),
             workers: state.workers().len() as u64,
-            workers_seen,
+            workers_seen: workers_seen.max(state.holders(time).len() as u64),
+            opened: state.opened(),
+            deadline: state.opened() + state.spec().timing.round,
             time,
         })
     });

@@ -5,6 +5,7 @@ mod log;
 mod tell;
 mod till;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,16 +20,17 @@ use self::ask::{Kind, Query};
 use self::log::{AccessLog, Entry};
 use self::tell::{Choice, Head, Usage};
 pub(super) use self::till::recover;
-use self::till::{Allowance, Bill, hold, with_store};
+use self::till::{Allowance, Bill, Payer, hold, with_store};
 use super::Site;
 use super::request::{Asked, json, parse};
 use crate::http::api::Done;
 use crate::http::api::queries::{ApiKeys, KnownApiKey, MODEL, NewApiKey, Quote, RevokeApiKey};
+use crate::http::api::watch::{PayerKind, Payment, Sample, Samples};
 use crate::http::error::{ApiError, QueryError};
 use crate::http::openapi::Endpoint;
 use crate::inference::{Engine, Event, Model, NoPlace, Place};
 use crate::model::{Decoder, checkpoint};
-use crate::protocol::{Amount, Digest, limits};
+use crate::protocol::{Amount, Digest, Round, limits};
 use crate::runtime::{Stopwatch, entropy};
 use crate::store::{ApiKey, Blobs, OpenQuery, QueryStore, QueryStoreError};
 
@@ -59,13 +61,15 @@ pub(super) struct QuerySite {
     free: Allowance,
     operator: Option<Digest>,
     log: Option<AccessLog>,
+    /// What each model wrote when it came, oldest first.
+    samples: Mutex<VecDeque<Sample>>,
 }
 
 impl QuerySite {
     pub fn new(parts: QueryParts) -> Self {
         let QueryParts { engine, store, price, free_tokens, operator, log } = parts;
-        let log = log.map(AccessLog::new);
-        Self { engine, store: Arc::new(Mutex::new(store)), price, free: Allowance::new(free_tokens), operator, log }
+        let (store, free, log) = (Arc::new(Mutex::new(store)), Allowance::new(free_tokens), log.map(AccessLog::new));
+        Self { engine, store, price, free, operator, log, samples: Mutex::default() }
     }
 
     /// Queries that an earlier process has left.
@@ -85,6 +89,11 @@ pub(super) async fn answer(site: &Arc<Site>, endpoint: Endpoint, asked: &mut Ask
         Endpoint::NewApiKey => new_key(site, queries, asked).await,
         Endpoint::ApiKeys => keys(site, queries, asked).await,
         Endpoint::RevokeApiKey => revoke(site, queries, asked).await,
+        Endpoint::Balance => payment(site, queries, asked).await,
+        Endpoint::Samples => {
+            let samples = queries.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(json(&Samples { samples: samples.iter().cloned().collect() }))
+        }
         _ => Err(ApiError::NoSuchRoute),
     }
 }
@@ -110,8 +119,11 @@ pub(super) fn measure(site: &Site) {
 pub(super) async fn follow(site: Arc<Site>) {
     let Some(queries) = &site.queries else { return };
     loop {
-        let newest = site.look(|state| state.lineage().last().map(|model| (model.digest, state.spec().model))).await;
-        if let Ok(Some((digest, spec))) = newest
+        let newest = site.look(|state| {
+            let newest = state.lineage().last()?;
+            Some((state.round(), newest.digest, state.spec().model))
+        });
+        if let Ok(Some((round, digest, spec))) = newest.await
             && queries.engine.newest().is_none_or(|model| model.digest != digest)
         {
             let blobs = Arc::clone(&site.blobs);
@@ -122,11 +134,65 @@ pub(super) async fn follow(site: Arc<Site>) {
             // One that cannot be read is tried again, or a newer one.
             if let Ok(Some(decoder)) = loaded.await {
                 queries.engine.swap(Model { digest, decoder });
+                sample(queries, round).await;
                 continue;
             }
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Has the newest model write what is shown of it. Where there is no room, it is left out.
+async fn sample(queries: &QuerySite, round: Round) {
+    let Ok(mut place) = queries.engine.reserve(1) else { return };
+    let model = place.model().digest;
+    let context = u32::try_from(place.model().decoder.context()).unwrap_or(u32::MAX);
+    let most = limits::SAMPLE_TOKENS.min(context.saturating_sub(1));
+    // As if somebody had asked for it: the same seed each time, so that only the models differ.
+    let query = json!({ "model": MODEL, "prompt": "", "max_tokens": most, "temperature": 0.8, "seed": 0 });
+    let query = Query::read(Kind::Completion, query.to_string().as_bytes(), context as usize);
+    let Some(job) = query.ok().and_then(|query| query.jobs(0).pop()) else { return };
+    let (events, mut heard) = mpsc::unbounded_channel();
+    if place.begin(job, Box::new(move |event| events.send(event).is_ok())).is_err() {
+        return;
+    }
+    let mut bytes = Vec::new();
+    while let Some(event) = heard.recv().await {
+        match event {
+            Event::Token(written) => bytes.extend(written.iter().map(|written| written.byte)),
+            Event::Ended(_) => break,
+            Event::Failed(_) => return,
+        }
+    }
+    let mut samples = queries.samples.lock().unwrap_or_else(PoisonError::into_inner);
+    samples.push_back(Sample { round, model, text: String::from_utf8_lossy(&bytes).into_owned() });
+    while samples.len() > limits::SAMPLES_KEPT {
+        samples.pop_front();
+    }
+}
+
+/// Who would pay for a query that came like this.
+async fn payment(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
+    let (now, address) = (site.clock.now(), asked.address(site.config.behind_proxy));
+    let mut payment = Payment { payer: PayerKind::Operator, wallet: None, limit: None, spent: None, free_tokens: None };
+    match queries.payer(bearer(asked), address, now).await? {
+        Payer::Operator => {}
+        Payer::Free(address) => {
+            payment.payer = PayerKind::Allowance;
+            payment.free_tokens = Some(queries.free.left(address, now));
+        }
+        Payer::Key { digest, wallet } => {
+            let key = with_store(queries, move |store| store.find(&digest)).await.map_err(refused)?;
+            (payment.payer, payment.wallet) = (PayerKind::Wallet, Some(wallet));
+            (payment.limit, payment.spent) = key.map_or((None, None), |key| (key.limit, Some(key.spent)));
+        }
+    }
+    Ok(json(&payment))
+}
+
+/// The API key that a request brings.
+fn bearer(asked: &Asked) -> Option<&str> {
+    asked.header(header::AUTHORIZATION.as_str()).map(|header| header.strip_prefix("Bearer ").unwrap_or_default())
 }
 
 fn no_model() -> ApiError {
@@ -255,9 +321,7 @@ async fn begin(
 ) -> Result<Begun, ApiError> {
     let now = entry.at;
     let address = asked.address(site.config.behind_proxy);
-    let bearer =
-        asked.header(header::AUTHORIZATION.as_str()).map(|header| header.strip_prefix("Bearer ").unwrap_or_default());
-    let payer = queries.payer(bearer, address, now).await?;
+    let payer = queries.payer(bearer(asked), address, now).await?;
     entry.payer = Some(payer.to_string());
     let body = asked.unsigned(site, limits::QUERY_BYTES_MAX).await?;
     let context = queries.engine.newest().ok_or_else(no_model)?.decoder.context();

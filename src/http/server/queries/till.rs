@@ -69,6 +69,14 @@ impl Allowance {
         self.tokens > 0
     }
 
+    /// How many tokens `address` may still use today.
+    pub fn left(&self, address: IpAddr, now: Time) -> u64 {
+        let guard = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let (day, used) = &*guard;
+        let mine = if *day == now.0 / DAY_MS { used.get(&address).copied().unwrap_or(0) } else { 0 };
+        self.tokens.saturating_sub(mine)
+    }
+
     fn take(&self, address: IpAddr, tokens: u64, now: Time) -> Result<(), QueryError> {
         let mut guard = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let (day, used) = &mut *guard;

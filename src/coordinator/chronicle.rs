@@ -1,0 +1,299 @@
+//! What became of each round, as the records of a run tell it: for whoever looks on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{Record, State};
+use crate::protocol::{
+    Amount, Digest, Layer, Outcome, PublicKey, Round, RunSpec, Submission, Task, TaskId, Time, Verdict,
+};
+
+/// What became of a round, in short.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RoundSummary {
+    /// Which.
+    pub round: Round,
+    /// The base model that it started from.
+    pub base: Digest,
+    /// When it opened.
+    pub opened: Time,
+    /// When its work was done; nothing, while it is not.
+    pub closed: Option<Time>,
+    /// Tasks accepted.
+    pub accepted: u32,
+    /// Submissions rejected.
+    pub rejected: u32,
+    /// Tokens of the accepted tasks.
+    pub tokens: u64,
+    /// Mean training loss over the steps of the accepted tasks, nats a token.
+    pub train_loss: Option<f64>,
+    /// Validation loss of the base model that it started from, nats a token, once measured.
+    pub loss: Option<f64>,
+    /// What the ledger has paid for it.
+    pub paid: Amount,
+}
+
+/// What became of each task of a round.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoundStory {
+    /// In the order of their indices.
+    pub tasks: Vec<TaskStory>,
+    /// Submissions that were rejected, in their order.
+    pub rejections: Vec<Rejection>,
+    /// How often the round went on past its deadline.
+    pub extended: u32,
+}
+
+/// What became of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TaskStory {
+    /// Its place in the round.
+    pub index: u32,
+    /// Its name.
+    pub task: TaskId,
+    /// How far it came.
+    pub stage: TaskStage,
+    /// Who did it, or had it last.
+    pub worker: Option<PublicKey>,
+    /// What was handed in.
+    pub payload: Option<Digest>,
+    /// Loss of the first step, nats a token.
+    pub loss_first: Option<f32>,
+    /// Loss of the last step, nats a token.
+    pub loss_last: Option<f32>,
+    /// The L2 norm of the update.
+    pub norm: Option<f32>,
+    /// The deepest layer of verification that looked at it before the round closed.
+    pub layer: Option<Layer>,
+    /// Who signed the verdict that accepted it.
+    pub verifier: Option<PublicKey>,
+}
+
+/// How far a task came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskStage {
+    /// Nobody has it.
+    Open,
+    /// Somebody was lent it.
+    Leased,
+    /// Somebody is bound to a result.
+    Committed,
+    /// A result was handed in.
+    Submitted,
+    /// The result has the right form.
+    Admitted,
+    /// The result is good.
+    Accepted,
+}
+
+/// A submission that was rejected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// For which of the round's tasks.
+    pub index: u32,
+    /// Whose.
+    pub worker: PublicKey,
+    /// Which layer of verification found it.
+    pub layer: Layer,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// The rounds of a run in short, made of its records one after the other.
+#[derive(Debug)]
+pub struct Chronicle {
+    tokens_per_task: u64,
+    rounds: Vec<RoundSummary>,
+    /// Sums and counts of the losses handed in for tasks of the open round.
+    traces: BTreeMap<u32, (f64, usize)>,
+    /// The sum and the count of those that were accepted.
+    accepted: (f64, usize),
+}
+
+impl Chronicle {
+    /// The chronicle of a run of which nothing is known yet.
+    #[must_use]
+    pub fn new(spec: &RunSpec) -> Self {
+        let tokens_per_task = spec.tokens_per_task();
+        Self { tokens_per_task, rounds: Vec::new(), traces: BTreeMap::new(), accepted: (0.0, 0) }
+    }
+
+    /// Takes the next record in.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::RoundOpened { round, base, at, .. } => {
+                self.traces.clear();
+                self.accepted = (0.0, 0);
+                self.rounds.push(RoundSummary {
+                    round: *round,
+                    base: *base,
+                    opened: *at,
+                    closed: None,
+                    accepted: 0,
+                    rejected: 0,
+                    tokens: 0,
+                    train_loss: None,
+                    loss: None,
+                    paid: Amount::ZERO,
+                });
+            }
+            Record::Submitted { index, submission, .. } => {
+                let losses = &submission.losses;
+                self.traces.insert(*index, (losses.iter().copied().map(f64::from).sum(), losses.len()));
+            }
+            Record::Accepted { index, .. } => {
+                let (sum, count) = self.traces.remove(index).unwrap_or_default();
+                self.accepted = (self.accepted.0 + sum, self.accepted.1 + count);
+                let (sum, count) = self.accepted;
+                let tokens = self.tokens_per_task;
+                if let Some(open) = self.rounds.last_mut() {
+                    open.accepted += 1;
+                    open.tokens += tokens;
+                    open.train_loss = Some(sum / count as f64).filter(|loss| loss.is_finite());
+                }
+            }
+            Record::Rejected { .. } => {
+                if let Some(open) = self.rounds.last_mut() {
+                    open.rejected += 1;
+                }
+            }
+            Record::RoundClosed { at, .. } => {
+                if let Some(open) = self.rounds.last_mut() {
+                    open.closed = Some(*at);
+                }
+            }
+            Record::RoundPaid { round, pays } => {
+                if let Some(paid) = self.rounds.get_mut(round.0 as usize) {
+                    let add = |sum: Amount, (_, amount): &(PublicKey, Amount)| sum.checked_add(*amount).unwrap_or(sum);
+                    paid.paid = pays.iter().fold(paid.paid, add);
+                }
+            }
+            Record::Evaluated { round, loss } => {
+                if let Some(measured) = self.rounds.get_mut(round.0 as usize) {
+                    measured.loss = Some(*loss).filter(|loss| loss.is_finite());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The rounds so far, the open one last.
+    #[must_use]
+    pub fn rounds(&self) -> &[RoundSummary] {
+        &self.rounds
+    }
+}
+
+impl TaskStory {
+    fn open(index: u32, task: TaskId) -> Self {
+        Self {
+            index,
+            task,
+            stage: TaskStage::Open,
+            worker: None,
+            payload: None,
+            loss_first: None,
+            loss_last: None,
+            norm: None,
+            layer: None,
+            verifier: None,
+        }
+    }
+}
+
+impl RoundStory {
+    /// The story of a round that these `records` tell: all from its opening to the next one's. Nothing, where the first
+    /// does not open a round.
+    #[must_use]
+    pub fn of(spec: &RunSpec, records: &[Record]) -> Option<Self> {
+        let Some(Record::RoundOpened { round, base, .. }) = records.first() else { return None };
+        let task = |index| TaskStory::open(index, Task::of_round(spec, *round, index, *base).id());
+        let mut story =
+            Self { tasks: (0..spec.tasks_per_round).map(task).collect(), rejections: Vec::new(), extended: 0 };
+        records.iter().for_each(|record| story.apply(record));
+        Some(story)
+    }
+
+    fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Extended { .. } => self.extended += 1,
+            Record::Leased { index, worker, .. } => self.reach(*index, TaskStage::Leased, *worker),
+            Record::Committed { index, worker, .. } => self.reach(*index, TaskStage::Committed, *worker),
+            Record::GivenBack { index, worker } => {
+                if let Some(task) = self.tasks.get_mut(*index as usize)
+                    && task.stage < TaskStage::Submitted
+                    && task.worker == Some(*worker)
+                {
+                    (task.stage, task.worker) = (TaskStage::Open, None);
+                }
+            }
+            Record::Submitted { index, worker, submission } => {
+                if let Some(task) = self.tasks.get_mut(*index as usize) {
+                    let Submission { commitment, losses } = submission;
+                    (task.stage, task.worker) = (TaskStage::Submitted, Some(*worker));
+                    task.payload = Some(commitment.payload);
+                    let finite = |loss: Option<&f32>| loss.copied().filter(|loss| loss.is_finite());
+                    (task.loss_first, task.loss_last) = (finite(losses.first()), finite(losses.last()));
+                }
+            }
+            Record::Admitted { index, norm } => {
+                if let Some(task) = self.tasks.get_mut(*index as usize) {
+                    (task.stage, task.norm) = (TaskStage::Admitted, Some(*norm).filter(|norm| norm.is_finite()));
+                }
+            }
+            Record::Accepted { index, verdict } => {
+                if let Some(task) = self.tasks.get_mut(*index as usize) {
+                    task.stage = TaskStage::Accepted;
+                    // Its signature was checked before the record was made.
+                    task.verifier = Some(verdict.claimed_signer());
+                    if let Ok(Verdict { outcome: Outcome::Accepted { layer, .. }, .. }) = verdict.claimed_message() {
+                        task.layer = Some(layer);
+                    }
+                }
+            }
+            Record::Rejected { index, verdict } => {
+                if let Some(task) = self.tasks.get_mut(*index as usize) {
+                    *task = TaskStory::open(*index, task.task);
+                    if let Ok(Verdict { worker, outcome: Outcome::Rejected { layer, reason }, .. }) =
+                        verdict.claimed_message()
+                    {
+                        self.rejections.push(Rejection { index: *index, worker, layer, reason: reason.to_string() });
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A worker that has a task may be one of several; what was handed in already counts more.
+    fn reach(&mut self, index: u32, stage: TaskStage, worker: PublicKey) {
+        if let Some(task) = self.tasks.get_mut(index as usize)
+            && task.stage < TaskStage::Submitted
+        {
+            (task.stage, task.worker) = (stage, Some(worker));
+        }
+    }
+}
+
+impl State {
+    /// When the round opened or was last extended.
+    #[must_use]
+    pub fn opened(&self) -> Time {
+        self.opened
+    }
+
+    /// Who holds tasks of the open round whose leases have not run out at `now` and that nobody has handed in, and how
+    /// many.
+    #[must_use]
+    pub fn holders(&self, now: Time) -> BTreeMap<PublicKey, u32> {
+        let mut holders = BTreeMap::new();
+        for slot in self.slots.iter().filter(|slot| !self.closed && slot.stage.worker().is_none()) {
+            for (worker, _) in slot.leases.iter().filter(|(_, deadline)| **deadline > now) {
+                *holders.entry(*worker).or_default() += 1;
+            }
+        }
+        holders
+    }
+}
