@@ -91,8 +91,13 @@ def shows_what_the_server_says(page):
 
 def rounds_and_workers_are_those_of_the_server(page):
     go(page, "rounds")
-    known = api("hydra/v1/rounds?most=3")["rounds"]
     page.locator("#rounds-table tbody tr").nth(2).wait_for()
+    for _ in range(100):
+        known = api("hydra/v1/rounds?most=3")["rounds"]
+        if len(known) > 2 and known[2]["loss"] is not None:
+            break
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(1500)
     while page.locator("#rounds-all .pager button").nth(1).is_enabled():
         page.locator("#rounds-all .pager button").nth(1).click()
     row = row_of(page, "rounds-table", "1")
