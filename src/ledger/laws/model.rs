@@ -192,8 +192,13 @@ impl Model {
             }
             Op::Reopen => return None,
         };
-        self.asked.push((request.clone(), meaning, None));
-        Some((self.asked.len() - 1, request))
+        // A settlement has no number of its own, so it may turn out to be one that was done before.
+        let before = self.asked.iter().position(|(asked, _, done)| *asked == request && *done == Some(true));
+        let index = before.unwrap_or(self.asked.len());
+        if before.is_none() {
+            self.asked.push((request.clone(), meaning, None));
+        }
+        Some((index, request))
     }
 
     /// Takes the answer to a request (`None`: it was refused). Says whether it should have been refused.
