@@ -123,7 +123,7 @@ pub struct Transfer {
     pub debit: Account,
     /// Where it goes.
     pub credit: Account,
-    /// How much, in µHYD; more than nothing, but for [`Purpose::Slash`].
+    /// How much, in µHYD; more than nothing, but for [`Purpose::Slash`] and [`Purpose::NothingDue`].
     pub amount: Amount,
     /// What for.
     pub purpose: Purpose,
@@ -280,6 +280,15 @@ pub enum Purpose {
         /// The offer.
         offer: TransferId,
     },
+    /// A round that pays nobody, of nothing: it still tells that the round was paid.
+    NothingDue {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: Round,
+        /// All the verdicts that it was to be paid for.
+        verdicts: Digest,
+    },
 }
 
 impl Purpose {
@@ -304,6 +313,7 @@ impl Purpose {
             Self::Accepted { .. } => "accepted",
             Self::Traded { .. } => "traded",
             Self::Withdrawn { .. } => "withdrawn",
+            Self::NothingDue { .. } => "nothing_due",
         }
     }
 

@@ -242,7 +242,9 @@ impl Book {
     /// Judges one transfer by what `decision` leaves so far, and changes that further.
     fn decide_one(&self, at: Time, transfer: &Transfer, decision: &mut Decision) -> Result<(), BookError> {
         let Transfer { id, kind, debit, credit, amount, purpose } = *transfer;
-        if amount.is_zero() && !matches!((kind, purpose), (Kind::Single, Purpose::Slash { .. })) {
+        if amount.is_zero()
+            && !matches!((kind, purpose), (Kind::Single, Purpose::Slash { .. } | Purpose::NothingDue { .. }))
+        {
             return Err(BookError::Zero { id });
         }
         if debit == credit {

@@ -33,7 +33,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Has the book decide. `answer` is given the place of the first transfer in the journal, and the ledger hash after
-    /// the last one that pays for work.
+    /// the last one that pays for work, or tells that nothing was due.
     pub fn decide(self, answer: impl FnOnce(u64, Digest) -> Answer) -> Result<Decided, BookError> {
         let effect = self.ledger.book.decide(self.at, &self.chain)?;
         let sequence = effect.posted().sequence;
@@ -43,7 +43,7 @@ impl<'a> Draft<'a> {
         if effect.is_new() {
             for transfer in self.chain {
                 entries.push(journal.append(self.at, transfer));
-                if matches!(transfer.purpose, Purpose::Pay { .. }) {
+                if matches!(transfer.purpose, Purpose::Pay { .. } | Purpose::NothingDue { .. }) {
                     paid = journal.head();
                 }
             }

@@ -54,6 +54,9 @@ impl Index {
         }
         match transfer.purpose {
             Purpose::Pay { .. } => self.see_pay(entry),
+            Purpose::NothingDue { run, round, verdicts } => {
+                self.rounds.insert((run, round), PaidRound { verdicts, pays: Vec::new(), head: entry.chain });
+            }
             Purpose::Vest => {
                 if let (Some(pending), Account::Wallet(worker)) = (resolved, transfer.credit) {
                     self.worker(worker).unvested.retain(|(id, _)| *id != pending);

@@ -50,8 +50,11 @@ impl Ledger {
         }
         let what: Vec<_> = pays.iter().map(|(work, amount)| (work.worker, work.task, *amount)).collect();
         if draft.is_empty() {
-            let head = self.journal.head();
-            return Ok(self.unchanged(Answer::RoundPaid { run, round, pays: what, head }));
+            // Else what is asked again later could find that there is something to emit after all.
+            let purpose = Purpose::NothingDue { run, round, verdicts: digest };
+            let (id, amount) = (TransferId::pay(run, round, 0), Amount::ZERO);
+            let (debit, credit) = (Account::Emission, Account::Treasury);
+            draft.push(Transfer { id, kind: Kind::Single, debit, credit, amount, purpose });
         }
         self.vest(&mut draft, run, round, &what);
         Ok(draft.decide(|_, head| Answer::RoundPaid { run, round, pays: what, head })?)

@@ -75,7 +75,7 @@ pub enum Answer {
         round: Round,
         /// Who earned how much for which task; nobody who got nothing. It vests later.
         pays: Vec<(PublicKey, TaskId, Amount)>,
-        /// The ledger hash after the last of these pays; the present one when there are none.
+        /// The ledger hash after the last of these pays, or after the entry which says that there are none.
         head: Digest,
     },
     /// What false work has cost whoever did it. The same each time it is asked for.

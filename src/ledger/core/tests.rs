@@ -67,11 +67,29 @@ fn a_round_pays_accepted_work_by_verified_tokens_in_the_order_of_the_verdicts() 
 #[test]
 fn a_round_without_accepted_work_emits_nothing() {
     let (mut ledger, mut store) = fresh();
-    for verdicts in [vec![], vec![rejected(1, 1), rejected(2, 2)], vec![accepted(1, 1, 0)]] {
-        let answer = ask(&mut ledger, &mut store, &pay_round(0, verdicts)).unwrap();
+    for (round, verdicts) in (0..).zip([vec![], vec![rejected(1, 1), rejected(2, 2)], vec![accepted(1, 1, 0)]]) {
+        let answer = ask(&mut ledger, &mut store, &pay_round(round, verdicts)).unwrap();
         assert_eq!(pays(&answer), []);
     }
-    assert_eq!((ledger.book().emitted(), store.copy()), (Balance(0), vec![]));
+    assert_eq!(ledger.book().emitted(), Balance(0));
+    assert!(store.copy().iter().all(|entry| entry.transfer.amount.is_zero()));
+}
+
+#[test]
+fn a_round_that_found_nothing_to_emit_stays_unpaid_when_there_is_something_later() {
+    let (mut ledger, mut store) = fresh();
+    let mut last = None;
+    // Until the supply cap is reached.
+    for round in 0..20 {
+        let request = pay_round(round, vec![accepted(round, 1, 5)]);
+        last = Some((ask(&mut ledger, &mut store, &request).unwrap(), request));
+    }
+    let (answer, request) = last.unwrap();
+    assert_eq!(pays(&answer), []);
+    ask(&mut ledger, &mut store, &Request::Forfeit { verdict: rejected(0, 1) }).unwrap();
+    assert_eq!(ask(&mut ledger, &mut store, &request).unwrap(), answer);
+    let next = ask(&mut ledger, &mut store, &pay_round(20, vec![accepted(20, 2, 5)])).unwrap();
+    assert!(!pays(&next).is_empty(), "what was taken back may be emitted again");
 }
 
 #[test]
