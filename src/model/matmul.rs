@@ -89,6 +89,28 @@ impl<'values> MatrixMut<'values> {
     }
 }
 
+/// Writes some columns of adjacent rows as rows: `out` gets `weights`' columns from `first` on, as many as it has room for.
+///
+/// Products with a matrix that lies the wrong way turn it piece by piece, again for each product; turning it once is a
+/// quarter of their time less where it has many.
+///
+/// # Panics
+/// When there are not so many columns.
+pub(super) fn transpose(weights: &[f32], columns: usize, first: usize, out: &mut [f32]) {
+    /// Numbers a side of what is turned at a time: a cache line.
+    const SIDE: usize = 16;
+    let rows = weights.len() / columns;
+    for (first, lines) in (first..).step_by(SIDE).zip(out.chunks_mut(SIDE * rows)) {
+        for (from, block) in weights.chunks(SIDE * columns).enumerate() {
+            for (column, line) in (first..).zip(lines.chunks_exact_mut(rows)) {
+                for (target, row) in line[from * SIDE..].iter_mut().zip(block.chunks_exact(columns)) {
+                    *target = row[column];
+                }
+            }
+        }
+    }
+}
+
 /// Rows of a symmetric product that are computed together.
 const SYMMETRIC_ROWS: usize = 64;
 
@@ -190,6 +212,20 @@ mod tests {
                     before
                 };
                 prop_assert_eq!(after, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_transpose_has_rows_for_columns() {
+        for (rows, columns) in [(1, 1), (3, 17), (40, 5), (33, 64)] {
+            let matrix = values(rows * columns, 1);
+            for first in [0, columns / 2] {
+                let mut out = vec![f32::NAN; (columns - first) * rows];
+                transpose(&matrix, columns, first, &mut out);
+                for (column, line) in (first..columns).zip(out.chunks_exact(rows)) {
+                    assert!(line.iter().zip(matrix.chunks_exact(columns)).all(|(out, row)| *out == row[column]));
+                }
             }
         }
     }

@@ -89,6 +89,7 @@ const PURPOSES = [
   ["accepted", [["order", bytes32], ["offer", transferId]]],
   ["traded", [["order", bytes32], ["offer", transferId]]],
   ["withdrawn", [["order", bytes32], ["offer", transferId]]],
+  ["nothing_due", [["run", bytes32], ["round", varint], ["verdicts", bytes32]]],
 ];
 const ACCOUNTS = ["emission", "treasury", "burn", "escrow", "wallet", "stake"];
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::super::matmul::{Matrix, MatrixMut, matmul};
+use super::super::matmul::{Matrix, MatrixMut, matmul, transpose};
 use super::attention::{self, Rotary};
 use super::kernels::{NormBackward, add, gated, gated_backward, norm};
 use super::pool::{Scratch, take};
@@ -17,6 +17,14 @@ const CHUNK_ROWS: usize = 128;
 
 /// Rows of a weight gradient that are one task.
 const BAND_ROWS: usize = 96;
+
+/// The same for weights of more columns than [`WIDE`]: every band reads the tokens anew, and from then on no cache holds
+/// them.
+const BAND_ROWS_WIDE: usize = 384;
+const WIDE: usize = 256;
+
+/// Columns of a weight that are turned into rows as one task.
+const TURNED_ROWS: usize = 64;
 
 /// The sizes of a block.
 #[derive(Debug, Clone)]
@@ -60,6 +68,26 @@ impl BlockShape {
     fn gradients<'a>(&self, mut all: &'a mut [f32]) -> Split<&'a mut [f32]> {
         let [attention_gain, qkv, o, hidden_gain, gate_up, down] = self.sizes().map(|size| front_mut(&mut all, size));
         Split { attention_gain, qkv, o, hidden_gain, gate_up, down }
+    }
+
+    /// The weights with every matrix turned, inner × outer, as [`linear`] takes them.
+    fn turned<'a>(&self, weights: &Split<&'a [f32]>, room: &'a mut [f32]) -> Split<&'a [f32]> {
+        let mut turned = self.gradients(room);
+        let matrices = [
+            (weights.qkv, self.width, &mut turned.qkv),
+            (weights.o, self.width, &mut turned.o),
+            (weights.gate_up, self.width, &mut turned.gate_up),
+            (weights.down, self.hidden, &mut turned.down),
+        ];
+        let mut tasks = Vec::new();
+        for (weights, inner, out) in matrices {
+            let outer = weights.len() / inner;
+            let bands = out.chunks_mut(TURNED_ROWS * outer).enumerate();
+            tasks.extend(bands.map(|(band, out)| (weights, inner, band * TURNED_ROWS, out)));
+        }
+        for_each(tasks, |(weights, inner, first, out)| transpose(weights, inner, first, out));
+        let Split { qkv, o, gate_up, down, .. } = turned;
+        Split { attention_gain: weights.attention_gain, qkv, o, hidden_gain: weights.hidden_gain, gate_up, down }
     }
 
     /// How many numbers a token has in each part of [`Saved`].
@@ -129,6 +157,8 @@ pub(super) fn forward(x: &[f32], weights: &[f32], shape: &BlockShape) -> (Vec<f3
         let saved = Saved::from_parts(parts.each_mut().map(|part| front_mut(part, rows * sizes.next().unwrap_or(0))));
         tasks.push((front(&mut x, rows * shape.width), front_mut(&mut y_rest, rows * shape.width), saved));
     }
+    let mut turned = Scratch::new(shape.sizes().iter().sum());
+    let weights = shape.turned(&weights, &mut turned);
     for_each(tasks, |(x, y, saved)| forward_chunk(x, y, saved, &weights, shape));
     (y, saved)
 }
@@ -155,10 +185,10 @@ fn forward_chunk(x: &[f32], y: &mut [f32], saved: Saved<&mut [f32]>, weights: &S
     linear(&activations, weights.down, y, 1.0, [rows, hidden, width]);
 }
 
-/// `out ← keep · out + x × weightᵀ`, for `x` of rows × inner and `weight` of outer × inner.
-pub(super) fn linear(x: &[f32], weight: &[f32], out: &mut [f32], keep: f32, [rows, inner, outer]: [usize; 3]) {
-    let (x, weight) = (Matrix::new(x, rows, inner), Matrix::new(weight, outer, inner));
-    matmul(MatrixMut::new(out, rows, outer), keep, 1.0, x, weight.t());
+/// `out ← keep · out + x × turned`, for `x` of rows × inner and a weight that is turned: inner × outer.
+fn linear(x: &[f32], turned: &[f32], out: &mut [f32], keep: f32, [rows, inner, outer]: [usize; 3]) {
+    let (x, turned) = (Matrix::new(x, rows, inner), Matrix::new(turned, inner, outer));
+    matmul(MatrixMut::new(out, rows, outer), keep, 1.0, x, turned);
 }
 
 /// `out ← gradient × weight`: the backward pass of [`linear`] to its input.
@@ -187,8 +217,9 @@ impl<'a> Band<'a> {
         [outer, inner]: [usize; 2],
         scale: f32,
     ) -> impl Iterator<Item = Self> {
-        let bands = out.chunks_mut(BAND_ROWS * inner).enumerate();
-        bands.map(move |(band, out)| Band { out, gradient, x, first: band * BAND_ROWS, outer, inner, scale })
+        let rows = if inner > WIDE { BAND_ROWS_WIDE } else { BAND_ROWS };
+        let bands = out.chunks_mut(rows * inner).enumerate();
+        bands.map(move |(band, out)| Band { out, gradient, x, first: band * rows, outer, inner, scale })
     }
 
     pub fn run(self) {

@@ -1,6 +1,6 @@
 //! The final norm, the tied head and the cross-entropy on plain slices, forward and backward; and the embedding.
 
-use super::super::matmul::{Matrix, MatrixMut, matmul};
+use super::super::matmul::{Matrix, MatrixMut, matmul, transpose};
 use super::block::{Band, front, front_mut};
 use super::kernels::{NormBackward, add, exp_row, norm};
 use super::pool::{Scratch, take};
@@ -17,14 +17,17 @@ pub(super) fn forward(x: &[f32], gain: &[f32], embedding: &[f32], targets: &[u16
     assert_eq!([x.len(), embedding.len()], [rows * width, vocabulary * width], "one target for each row");
     let mut saved = take(rows * (vocabulary + 1));
     let mut losses = Scratch::new(rows);
+    let mut turned = Scratch::new(embedding.len());
+    transpose(embedding, width, 0, &mut turned);
+    let head = Matrix::new(&turned, width, vocabulary);
     let (slopes, inverses) = saved.split_at_mut(rows * vocabulary);
     let chunks = x.chunks(CHUNK_ROWS * width).zip(targets.chunks(CHUNK_ROWS)).zip(losses.chunks_mut(CHUNK_ROWS));
     let outputs = slopes.chunks_mut(CHUNK_ROWS * vocabulary).zip(inverses.chunks_mut(CHUNK_ROWS));
     for_each(chunks.zip(outputs).collect(), |(((x, targets), losses), (slopes, inverses))| {
         let mut normed = Scratch::new(x.len());
         norm(x, gain, &mut normed, inverses);
-        let (normed, head) = (Matrix::new(&normed, targets.len(), width), Matrix::new(embedding, vocabulary, width));
-        matmul(MatrixMut::new(slopes, targets.len(), vocabulary), 0.0, 1.0, normed, head.t());
+        let normed = Matrix::new(&normed, targets.len(), width);
+        matmul(MatrixMut::new(slopes, targets.len(), vocabulary), 0.0, 1.0, normed, head);
         for ((row, &target), loss) in slopes.chunks_exact_mut(vocabulary).zip(targets).zip(losses) {
             let logit = row[usize::from(target)];
             let (most, sum) = exp_row(row);

@@ -1,6 +1,6 @@
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::super::matmul::{Matrix, MatrixMut, matmul, symmetric_matmul};
+use super::super::matmul::{Matrix, MatrixMut, matmul, symmetric_matmul, transpose};
 use super::super::optimizer::{
     self, CLIP_EPSILON, CLIP_NORM, ORTHOGONAL, ORTHOGONAL_EPSILON, ORTHOGONAL_STEPS, Update,
 };
@@ -151,8 +151,10 @@ fn iterate(matrix: &mut [f32], [rows, columns]: [usize; 2], steps: usize) {
     let [a, b, c] = ORTHOGONAL;
     let short = rows.min(columns);
     let [mut square, mut polynomial, mut product, mut spare] = [(); 4].map(|()| Scratch::new(short * short));
-    let x = Matrix::new(matrix, rows, columns);
-    let (left, right) = if rows > columns { (x.t(), x) } else { (x, x.t()) };
+    let mut room = Scratch::new(matrix.len());
+    transpose(matrix, columns, 0, &mut room);
+    let (x, turned) = (Matrix::new(matrix, rows, columns), Matrix::new(&room, columns, rows));
+    let (left, right) = if rows > columns { (turned, x) } else { (x, turned) };
     symmetric_matmul(&mut square, 0.0, 1.0, left, right);
     for step in 0..steps {
         // a + b·S + c·S²
@@ -176,10 +178,9 @@ fn iterate(matrix: &mut [f32], [rows, columns]: [usize; 2], steps: usize) {
             std::mem::swap(&mut product, &mut spare);
         }
     }
-    let mut next = Scratch::new(matrix.len());
     let product = Matrix::new(&product, short, short);
     let x = Matrix::new(matrix, rows, columns);
     let (left, right) = if rows > columns { (x, product) } else { (product, x) };
-    matmul(MatrixMut::new(&mut next, rows, columns), 0.0, 1.0, left, right);
-    matrix.copy_from_slice(&next);
+    matmul(MatrixMut::new(&mut room, rows, columns), 0.0, 1.0, left, right);
+    matrix.copy_from_slice(&room);
 }
