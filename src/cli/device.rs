@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 
 use clap::{Args, Subcommand};
@@ -225,27 +226,35 @@ struct Known {
 /// A size that shows differences and takes a second: the smallest flatters processors, the largest GPUs.
 const AUTO_PRESET: Preset = Preset::Micro;
 
-/// The fastest of the devices that are present: measured the first time, kept in the cache directory, and measured
-/// again when another version of Hydra runs or other devices are present.
 fn fastest() -> DeviceChoice {
-    let present = DeviceChoice::present();
-    if let [only] = present[..] {
-        return only;
-    }
     let file = directories::ProjectDirs::from("", "", "hydra").map(|dirs| dirs.cache_dir().join("devices.json"));
-    let known = file.as_deref().and_then(read).filter(|known| known.is_of(&present));
+    fastest_of(&DeviceChoice::present(), file.as_deref(), Known::measure).unwrap_or_default()
+}
+
+/// The fastest of the devices that are present, the first of several: measured the first time, kept in `file`, and
+/// measured again when another version of Hydra runs or other devices are present.
+fn fastest_of<D: Copy + Display>(present: &[D], file: Option<&Path>, measure: impl FnOnce(&[D]) -> Known) -> Option<D> {
+    if let [only] = *present {
+        return Some(only);
+    }
+    let known = file.and_then(read).filter(|known| known.is_of(present));
     let known = known.unwrap_or_else(|| {
-        let known = Known::measure(&present);
-        if let Some(file) = &file {
+        let known = measure(present);
+        if let Some(file) = file {
             keep(file, &known);
         }
         known
     });
-    let speed = |device: &DeviceChoice| known.tokens_per_second.get(&device.to_string()).copied().unwrap_or(0.0);
-    present.into_iter().max_by(|a, b| speed(a).total_cmp(&speed(b))).unwrap_or_default()
+    let speed = |device: &D| known.tokens_per_second.get(&device.to_string()).copied().unwrap_or(0.0);
+    present.iter().rev().copied().max_by(|a, b| speed(a).total_cmp(&speed(b)))
 }
 
 impl Known {
+    fn new(tokens_per_second: BTreeMap<String, f64>) -> Self {
+        let [version, preset] = [env!("CARGO_PKG_VERSION").to_owned(), AUTO_PRESET.to_string()];
+        Self { version, preset, tokens_per_second }
+    }
+
     fn measure(present: &[DeviceChoice]) -> Self {
         let optimizer = InnerOptimizer::muon();
         eprintln!("Measuring which device is fastest; this is kept, and --device skips it");
@@ -259,14 +268,10 @@ impl Known {
             }
             (device.to_string(), speed.map_or(0.0, |speed| speed.tokens_per_second))
         });
-        Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            preset: AUTO_PRESET.to_string(),
-            tokens_per_second: measured.collect(),
-        }
+        Self::new(measured.collect())
     }
 
-    fn is_of(&self, present: &[DeviceChoice]) -> bool {
+    fn is_of(&self, present: &[impl Display]) -> bool {
         self.version == env!("CARGO_PKG_VERSION")
             && self.preset == AUTO_PRESET.to_string()
             && self.tokens_per_second.len() == present.len()
@@ -293,14 +298,44 @@ fn keep(file: &Path, known: &Known) {
 mod tests {
     use super::*;
 
+    const DEVICES: [&str; 4] = ["broken", "slow", "fast", "as fast"];
+
+    /// Asks for the fastest, and says whether it was measured for that.
+    fn ask<'a>(present: &[&'a str], file: &Path) -> (Option<&'a str>, bool) {
+        let mut measured = false;
+        let speeds = [("broken", 0.0), ("slow", 1.0), ("fast", 2.0), ("as fast", 2.0)];
+        let found = fastest_of(present, Some(file), |present| {
+            measured = true;
+            let known = speeds.iter().filter(|(name, _)| present.contains(name));
+            Known::new(known.map(|&(name, speed)| (name.to_owned(), speed)).collect())
+        });
+        (found, measured)
+    }
+
     #[test]
-    fn what_is_known_of_other_devices_or_another_version_is_not_believed() {
-        let present = DeviceChoice::present();
-        let tokens_per_second: BTreeMap<_, _> = present.iter().map(|device| (device.to_string(), 1.0)).collect();
-        let known =
-            Known { version: env!("CARGO_PKG_VERSION").to_owned(), preset: AUTO_PRESET.to_string(), tokens_per_second };
-        assert!(known.is_of(&present));
-        assert!(!known.is_of(&[]));
-        assert!(!Known { version: "0.0.0".to_owned(), ..known }.is_of(&present));
+    fn the_fastest_device_is_measured_once_for_a_version_and_the_devices_present() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cache/devices.json");
+        assert_eq!(ask(&["slow"], &file), (Some("slow"), false), "there is nothing to choose");
+        assert_eq!(ask(&DEVICES, &file), (Some("fast"), true));
+        assert_eq!(ask(&DEVICES, &file), (Some("fast"), false));
+        assert_eq!(ask(&DEVICES[..2], &file), (Some("slow"), true), "a device has gone");
+        let other = Known { version: "0.0.0".to_owned(), ..read(&file).unwrap() };
+        keep(&file, &other);
+        assert_eq!(ask(&DEVICES[..2], &file), (Some("slow"), true), "another version measured");
+        std::fs::write(&file, "{").unwrap();
+        assert_eq!(ask(&DEVICES[..2], &file), (Some("slow"), true), "the file is cut off");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_measured_each_time_and_with_nothing_that_works_the_first_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for _ in 0..2 {
+            assert_eq!(ask(&DEVICES, &file.join("devices.json")), (Some("fast"), true));
+        }
+        let none = |_: &[&str]| Known::new(BTreeMap::new());
+        assert_eq!(fastest_of(&["ndarray", "other"], None, none), Some("ndarray"));
     }
 }
