@@ -333,7 +333,8 @@ fn columns<L: Line, const R: usize>(x: &[[f32; R]], panel: &[[f32; LINE]], lines
     let mut from = 0;
     while from < lines {
         let left = lines - from;
-        from += if left >= 4 && (L::WIDE || R == 1) {
+        // Six rows of four lines would fit into 32 registers, but the compiler then keeps the sums in memory: half as fast.
+        from += if left >= 4 && (R == 1 || L::WIDE && R <= 3) {
             tile::<L, R, 4>(x, panel, lines, from, out)
         } else if left >= 2 {
             tile::<L, R, 2>(x, panel, lines, from, out)
