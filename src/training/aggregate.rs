@@ -13,11 +13,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::codec::Room;
+use super::gram::Gram;
+use super::kernels::{LANES, sort_columns};
 use super::{CodecError, Layout, Params, Role};
 use crate::protocol::{Aggregation, Codec, Rule, limits};
 
 /// Numbers of a tensor that are decoded at a time: they stay in the cache, and are a whole number of blocks.
-const PIECE: usize = 64 * limits::CODEC_BLOCK;
+const PIECE: usize = 128 * limits::CODEC_BLOCK;
 
 /// An accepted update.
 #[derive(Debug, Clone, Copy)]
@@ -30,14 +33,14 @@ pub struct Update<'a> {
 
 /// Part of a tensor.
 #[derive(Debug, Clone)]
-struct Piece {
-    role: Role,
+pub(super) struct Piece {
+    pub role: Role,
     /// Where the tensor begins in a payload.
     offset: usize,
     /// Which of its numbers.
-    first: usize,
+    pub first: usize,
     /// Where they are among all parameters.
-    range: Range<usize>,
+    pub range: Range<usize>,
 }
 
 fn pieces(codec: Codec, layout: &Layout) -> Vec<Piece> {
@@ -52,8 +55,13 @@ fn pieces(codec: Codec, layout: &Layout) -> Vec<Piece> {
 }
 
 impl Piece {
+    /// A payload from the tensor's beginning on.
+    pub fn bytes<'a>(&self, payload: &'a [u8]) -> &'a [u8] {
+        payload.get(self.offset..).unwrap_or_default()
+    }
+
     fn decode(&self, codec: Codec, payload: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
-        codec.decode_part(self.role, payload.get(self.offset..).unwrap_or_default(), self.first, out)
+        codec.decode_part(self.role, self.bytes(payload), self.first, out)
     }
 }
 
@@ -61,15 +69,8 @@ impl Codec {
     /// The L2 norm of an encoded update, without holding it decoded.
     pub fn norm(self, layout: &Layout, payload: &[u8]) -> Result<f64, CodecError> {
         self.check(layout, payload)?;
-        let squares = pieces(self, layout)
-            .into_par_iter()
-            .map(|piece| {
-                let mut values = vec![0.0; piece.range.len()];
-                piece.decode(self, payload, &mut values)?;
-                Ok(dot(&values, &values))
-            })
-            .collect::<Result<Vec<f64>, CodecError>>()?;
-        Ok(squares.iter().sum::<f64>().sqrt())
+        let gram = Gram::of(self, &pieces(self, layout), &[Update { payload, tokens: 1 }])?;
+        Ok(gram.at(0, 0).sqrt())
     }
 }
 
@@ -179,59 +180,8 @@ fn medoid(gram: &Gram, shares: &[f64]) -> Vec<f64> {
     (0..gram.len()).map(|i| f64::from(u8::from(i == best))).collect()
 }
 
-/// The products of updates with each other.
-#[derive(Debug)]
-struct Gram {
-    len: usize,
-    products: Vec<f64>,
-}
-
-impl Gram {
-    fn of(codec: Codec, pieces: &[Piece], updates: &[Update<'_>]) -> Result<Self, CodecError> {
-        let len = updates.len();
-        let partial = |piece: &Piece| {
-            let rows = decode_all(codec, piece, updates)?;
-            let row = |i: usize| &rows[i * piece.range.len()..(i + 1) * piece.range.len()];
-            Ok((0..len).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|(i, j)| dot(row(i), row(j))).collect())
-        };
-        let partials = pieces.par_iter().map(partial).collect::<Result<Vec<Vec<f64>>, CodecError>>()?;
-        let mut lower = vec![0.0; len * (len + 1) / 2];
-        for partial in partials {
-            lower.iter_mut().zip(partial).for_each(|(sum, part)| *sum += part);
-        }
-        let place = |i: usize, j: usize| i.max(j) * (i.max(j) + 1) / 2 + i.min(j);
-        let products = (0..len * len).map(|at| lower[place(at / len, at % len)]).collect();
-        Ok(Self { len, products })
-    }
-
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn at(&self, i: usize, j: usize) -> f64 {
-        self.products[i * self.len + j]
-    }
-
-    fn scaled(&self, scales: &[f64]) -> Self {
-        let product = |at: usize| self.products[at] * scales[at / self.len] * scales[at % self.len];
-        Self { len: self.len, products: (0..self.products.len()).map(product).collect() }
-    }
-
-    fn square_between(&self, i: usize, j: usize) -> f64 {
-        self.at(i, i) - 2.0 * self.at(i, j) + self.at(j, j)
-    }
-
-    /// How far each update is from the mean with these weights.
-    fn distances(&self, weights: &[f64]) -> Vec<f64> {
-        let row = |i: usize| -> f64 { weights.iter().enumerate().map(|(j, weight)| weight * self.at(i, j)).sum() };
-        let rows: Vec<f64> = (0..self.len).map(row).collect();
-        let centre: f64 = rows.iter().zip(weights).map(|(row, weight)| row * weight).sum();
-        rows.iter().enumerate().map(|(i, row)| (self.at(i, i) - 2.0 * row + centre).max(0.0).sqrt()).collect()
-    }
-}
-
 /// The same piece of every update, one after the other.
-fn decode_all(codec: Codec, piece: &Piece, updates: &[Update<'_>]) -> Result<Vec<f32>, CodecError> {
+pub(super) fn decode_all(codec: Codec, piece: &Piece, updates: &[Update<'_>]) -> Result<Vec<f32>, CodecError> {
     let len = piece.range.len();
     let mut rows = vec![0.0; len * updates.len()];
     for (update, row) in updates.iter().zip(rows.chunks_mut(len)) {
@@ -264,12 +214,10 @@ fn weighted(
     out: &mut Params,
 ) -> Result<(), CodecError> {
     fill(pieces, out, |piece, out| {
-        let mut values = vec![0.0; out.len()];
-        for (update, &weight) in updates.iter().zip(weights) {
-            piece.decode(codec, update.payload, &mut values)?;
-            out.iter_mut().zip(&values).for_each(|(out, value)| *out += weight as f32 * value);
-        }
-        Ok(())
+        let mut room = Room::default();
+        updates.iter().zip(weights).try_for_each(|(update, &weight)| {
+            codec.add_part(piece.role, piece.bytes(update.payload), piece.first, weight as f32, out, &mut room)
+        })
     })
 }
 
@@ -285,42 +233,50 @@ fn trimmed(
     out: &mut Params,
 ) -> Result<(), CodecError> {
     let cut = ((f64::from(trim) * updates.len() as f64) as usize).min(updates.len().saturating_sub(1) / 2);
+    let alike = shares.windows(2).all(|pair| pair[0] == pair[1]);
     fill(pieces, out, |piece, out| {
         let rows = decode_all(codec, piece, updates)?;
-        let mut column: Vec<(f32, f64)> = Vec::with_capacity(updates.len());
-        for (place, out) in out.iter_mut().enumerate() {
-            let values = rows.iter().skip(place).step_by(piece.range.len());
-            column.clear();
-            column
-                .extend(values.zip(scales).zip(shares).map(|((value, scale), share)| (value * *scale as f32, *share)));
-            column.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-            let kept = &column[cut..column.len() - cut];
-            let total: f64 = kept.iter().map(|(_, share)| share).sum();
-            *out = (kept.iter().map(|(value, share)| f64::from(*value) * share).sum::<f64>() / total) as f32;
+        if alike {
+            trimmed_alike(&rows, scales, cut, out);
+        } else {
+            trimmed_by_shares(&rows, shares, scales, cut, out);
         }
         Ok(())
     })
 }
 
-/// In f32 within a lane of few numbers, in f64 across them.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    let (a, a_rest) = a.as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0.0f64; LANES];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        let mut part = [0.0f32; LANES];
-        for (a, b) in a.iter().zip(b) {
-            for lane in 0..LANES {
-                part[lane] += a[lane] * b[lane];
+/// Where all updates have the same weight: many numbers at a time.
+fn trimmed_alike(rows: &[f32], scales: &[f64], cut: usize, out: &mut [f32]) {
+    let (length, count) = (out.len(), scales.len());
+    let mut columns = vec![[0.0; LANES]; count];
+    for (place, out) in out.chunks_mut(LANES).enumerate() {
+        for ((column, row), scale) in columns.iter_mut().zip(rows.chunks(length)).zip(scales) {
+            for (value, number) in column.iter_mut().zip(&row[place * LANES..]) {
+                *value = number * *scale as f32;
             }
         }
-        for lane in 0..LANES {
-            sums[lane] += f64::from(part[lane]);
+        sort_columns(&mut columns);
+        let kept = &columns[cut..count - cut];
+        let mut sums = [0.0f64; LANES];
+        for row in kept {
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
         }
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = (sum / kept.len() as f64) as f32);
     }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    sums.iter().sum::<f64>() + rest
+}
+
+fn trimmed_by_shares(rows: &[f32], shares: &[f64], scales: &[f64], cut: usize, out: &mut [f32]) {
+    let length = out.len();
+    let mut column: Vec<(f32, f64)> = Vec::with_capacity(shares.len());
+    for (place, out) in out.iter_mut().enumerate() {
+        let values = rows.iter().skip(place).step_by(length);
+        column.clear();
+        column.extend(values.zip(scales).zip(shares).map(|((value, scale), share)| (value * *scale as f32, *share)));
+        column.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let kept = &column[cut..column.len() - cut];
+        let total: f64 = kept.iter().map(|(_, share)| share).sum();
+        *out = (kept.iter().map(|(value, share)| f64::from(*value) * share).sum::<f64>() / total) as f32;
+    }
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -389,6 +345,20 @@ mod tests {
         for ((a, b), mean) in a.values().iter().zip(b.values()).zip(mean.values()) {
             assert!((0.75 * a + 0.25 * b - mean).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn the_trimmed_mean_is_the_same_whether_weights_are_equal_or_hardly_differ() {
+        let updates: Vec<Params> = (0..9).map(|i| update(i, 1.0)).collect();
+        let payloads = encode(Codec::Fp32, &updates);
+        let trimmed = Aggregation { norm_limit: None, rule: Rule::TrimmedMean { trim: 0.25 } };
+        let with = |extra: u64| {
+            let tokens = |place: usize| 1_000_000_000 + extra * place as u64;
+            let updates = payloads.iter().enumerate();
+            let updates: Vec<_> = updates.map(|(place, payload)| Update { payload, tokens: tokens(place) }).collect();
+            trimmed.apply(Codec::Fp32, &Layout::of(&MODEL), &updates).unwrap()
+        };
+        assert!(distance(&with(0), &with(1)) < 1e-5 * length(&with(0)));
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod batches;
 mod codec;
 mod corpus;
 mod engine;
+mod gram;
 mod inner;
+mod kernels;
 mod outer;
 mod params;
 

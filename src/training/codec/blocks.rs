@@ -2,6 +2,7 @@
 
 use rand::Rng;
 
+use super::super::kernels::{SIGN_BYTES, Signs, read_signs, signs};
 use super::CodecError;
 use crate::protocol::limits;
 
@@ -44,16 +45,12 @@ fn clipped(block: &[f32]) -> (u16, f32) {
 
 pub(super) fn decode_block(block: &[u8], levels: i32, per_byte: usize, out: &mut [f32]) -> Result<(), CodecError> {
     let Some((bits, codes)) = block.split_first_chunk::<2>() else { return Err(CodecError::Code) };
-    let bits = u16::from_le_bytes(*bits);
-    let scale = finite(from_bf16(bits))?;
-    if bits >> 15 == 1 {
-        return Err(CodecError::Code); // a negative scale would be a second way to write the block
-    }
-    let quantum = scale / levels as f32;
-    let radix = 2 * levels + 1;
     if levels == 1 {
-        return decode_ternary(codes, quantum, out);
+        read_signs(&[ternary_block(block, out.len())?], out);
+        return Ok(());
     }
+    let quantum = scale(*bits)? / levels as f32;
+    let radix = 2 * levels + 1;
     for (out, &byte) in out.chunks_mut(per_byte).zip(codes) {
         let mut rest = i32::from(byte);
         for out in out {
@@ -71,38 +68,29 @@ pub(super) fn decode_block(block: &[u8], levels: i32, per_byte: usize, out: &mut
     Ok(())
 }
 
-/// The five numbers of every byte below 3⁵, as −1, 0 and 1.
-const TERNARY: [[f32; 5]; 243] = {
-    let mut table = [[0.0; 5]; 243];
-    let mut byte = 0;
-    while byte < 243 {
-        let (mut rest, mut place) = (byte, 0);
-        while place < 5 {
-            table[byte][place] = (rest % 3) as f32 - 1.0;
-            rest /= 3;
-            place += 1;
+/// A ternary block of so many numbers, not more than [`CODEC_BLOCK`](limits::CODEC_BLOCK).
+pub(super) fn ternary_block(block: &[u8], numbers: usize) -> Result<Signs, CodecError> {
+    let Some((bits, codes)) = block.split_first_chunk::<2>() else { return Err(CodecError::Code) };
+    let quantum = scale(*bits)?;
+    // What is left of the last byte must be nothing, so that the block has one encoding.
+    let in_last = (numbers + 4) % 5 + 1;
+    if codes.len() != numbers.div_ceil(5) || codes.last().is_none_or(|last| u32::from(*last) >= THREES[in_last]) {
+        return Err(CodecError::Code);
+    }
+    let (plus, minus) = match codes.first_chunk::<SIGN_BYTES>() {
+        Some(codes) => signs(codes).ok_or(CodecError::Code)?,
+        None => {
+            let mut padded = [0; SIGN_BYTES];
+            padded.iter_mut().zip(codes).for_each(|(padded, code)| *padded = *code);
+            signs(&padded).ok_or(CodecError::Code)?
         }
-        byte += 1;
-    }
-    table
-};
-
-fn decode_ternary(codes: &[u8], quantum: f32, out: &mut [f32]) -> Result<(), CodecError> {
-    let (fives, last) = out.as_chunks_mut::<5>();
-    let (whole, part) = codes.split_at(fives.len().min(codes.len()));
-    for (five, &byte) in fives.iter_mut().zip(whole) {
-        *five = TERNARY.get(usize::from(byte)).ok_or(CodecError::Code)?.map(|digit| quantum * digit);
-    }
-    for (out, &byte) in last.chunks_mut(5).zip(part) {
-        // What is left of the byte must be nothing, so that the block has one encoding.
-        if usize::from(byte) >= 3usize.pow(u32::try_from(out.len()).unwrap_or(u32::MAX)) {
-            return Err(CodecError::Code);
-        }
-        let digits = TERNARY.get(usize::from(byte)).ok_or(CodecError::Code)?;
-        out.iter_mut().zip(digits).for_each(|(out, digit)| *out = quantum * digit);
-    }
-    Ok(())
+    };
+    let within = u64::MAX >> (64 - numbers);
+    Ok(Signs { quantum, plus: plus & within, minus: minus & within })
 }
+
+/// Powers of three.
+const THREES: [u32; 6] = [1, 3, 9, 27, 81, 243];
 
 /// What a packed code is multiplied by: 3 for ternary (five to a byte), 16 and 256 for the others.
 fn pack_radix(radix: i32) -> i32 {
@@ -142,8 +130,13 @@ pub(super) fn round_to_bf16(value: f32, rng: &mut impl Rng) -> u16 {
     u16::try_from(sign | magnitude.min(0x7f7f)).unwrap_or(0)
 }
 
-fn finite(value: f32) -> Result<f32, CodecError> {
-    if value.is_finite() { Ok(value) } else { Err(CodecError::NotFinite) }
+/// A block's scale. A negative one would be a second way to write the block.
+fn scale(bytes: [u8; 2]) -> Result<f32, CodecError> {
+    match u16::from_le_bytes(bytes) {
+        bits if !from_bf16(bits).is_finite() => Err(CodecError::NotFinite),
+        bits if bits >> 15 == 1 => Err(CodecError::Code),
+        bits => Ok(from_bf16(bits)),
+    }
 }
 
 /// How far two blocks of as many `numbers` are apart: how many codes differ, and the two scales.

@@ -12,8 +12,9 @@ mod blocks;
 
 use std::sync::Arc;
 
-use blocks::{compare_blocks, decode_block, encode_block, from_bf16, round_to_bf16};
+use blocks::{compare_blocks, decode_block, encode_block, from_bf16, round_to_bf16, ternary_block};
 
+use super::kernels::{self, Signs};
 use super::{Layout, Params, Role, TensorSpec};
 use crate::protocol::{Codec, Seed, limits};
 
@@ -51,6 +52,30 @@ enum Kind {
     },
 }
 
+/// Part of an encoded tensor.
+enum Part<'a> {
+    Full(&'a [[u8; 4]]),
+    Half(&'a [[u8; 2]]),
+    /// Blocks of `whole` bytes, the last of which may be shorter.
+    Blocks {
+        bytes: &'a [u8],
+        whole: usize,
+        levels: i32,
+        per_byte: usize,
+    },
+}
+
+/// Room for what is decoded on the way to something else.
+#[derive(Default)]
+pub(super) struct Room {
+    pub numbers: Vec<f32>,
+    pub signs: Vec<Signs>,
+}
+
+fn finite(all: bool) -> Result<(), CodecError> {
+    if all { Ok(()) } else { Err(CodecError::NotFinite) }
+}
+
 impl Codec {
     fn tag(self) -> u8 {
         match self {
@@ -69,6 +94,15 @@ impl Codec {
             Self::Int8 => Kind::Quantised { levels: 127, per_byte: 1 },
             Self::Int4 => Kind::Quantised { levels: 7, per_byte: 2 },
             Self::Ternary => Kind::Quantised { levels: 1, per_byte: 5 },
+        }
+    }
+
+    /// The codes on each side of zero; nothing where numbers do not travel as codes.
+    #[must_use]
+    pub fn levels(self) -> Option<u32> {
+        match self.kind() {
+            Kind::Quantised { levels, .. } => u32::try_from(levels).ok(),
+            Kind::Full | Kind::Half => None,
         }
     }
 
@@ -138,32 +172,81 @@ impl Codec {
         layout.tensors().iter().map(begin).collect()
     }
 
-    /// Decodes part of a tensor: `out.len()` numbers from the `first` on, a multiple of
+    /// Where part of a tensor lies: `length` numbers from the `first` on, a multiple of
     /// [`CODEC_BLOCK`](limits::CODEC_BLOCK). `bytes` is the payload from the tensor's beginning on. The part ends with a
     /// block or with the tensor.
-    pub(super) fn decode_part(self, role: Role, bytes: &[u8], first: usize, out: &mut [f32]) -> Result<(), CodecError> {
-        let short = CodecError::Length { expected: first + out.len(), actual: bytes.len() };
-        match (role, self.kind()) {
+    fn part(self, role: Role, bytes: &[u8], first: usize, length: usize) -> Result<Part<'_>, CodecError> {
+        let short = CodecError::Length { expected: first + length, actual: bytes.len() };
+        Ok(match (role, self.kind()) {
             (Role::Gain, _) | (_, Kind::Full) => {
-                let numbers = bytes.get(4 * first..4 * (first + out.len())).ok_or(short)?.as_chunks::<4>().0;
-                out.iter_mut().zip(numbers).for_each(|(out, four)| *out = f32::from_le_bytes(*four));
-                if out.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(CodecError::NotFinite) }
+                Part::Full(bytes.get(4 * first..4 * (first + length)).ok_or(short)?.as_chunks().0)
             }
-            (_, Kind::Half) => {
-                let numbers = bytes.get(2 * first..2 * (first + out.len())).ok_or(short)?.as_chunks::<2>().0;
-                out.iter_mut().zip(numbers).for_each(|(out, two)| *out = from_bf16(u16::from_le_bytes(*two)));
-                if out.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(CodecError::NotFinite) }
-            }
+            (_, Kind::Half) => Part::Half(bytes.get(2 * first..2 * (first + length)).ok_or(short)?.as_chunks().0),
             (_, Kind::Quantised { levels, per_byte }) => {
                 let whole = 2 + limits::CODEC_BLOCK.div_ceil(per_byte);
-                let blocks = bytes.get(first / limits::CODEC_BLOCK * whole..).ok_or(short)?.chunks(whole);
-                for (block, out) in blocks.zip(out.chunks_mut(limits::CODEC_BLOCK)) {
-                    let bytes = block.get(..2 + out.len().div_ceil(per_byte)).ok_or(CodecError::Code)?;
-                    decode_block(bytes, levels, per_byte, out)?;
-                }
-                Ok(())
+                let (before, last) = (first / limits::CODEC_BLOCK * whole, length % limits::CODEC_BLOCK);
+                let last = if last == 0 { 0 } else { 2 + last.div_ceil(per_byte) };
+                let end = before + length / limits::CODEC_BLOCK * whole + last;
+                Part::Blocks { bytes: bytes.get(before..end).ok_or(short)?, whole, levels, per_byte }
+            }
+        })
+    }
+
+    /// Decodes part of a tensor: see `part`.
+    pub(super) fn decode_part(self, role: Role, bytes: &[u8], first: usize, out: &mut [f32]) -> Result<(), CodecError> {
+        match self.part(role, bytes, first, out.len())? {
+            Part::Full(numbers) => finite(kernels::read(numbers, out)),
+            Part::Half(numbers) => {
+                out.iter_mut().zip(numbers).for_each(|(out, two)| *out = from_bf16(u16::from_le_bytes(*two)));
+                finite(out.iter().all(|value| value.is_finite()))
+            }
+            Part::Blocks { bytes, whole, levels, per_byte } => {
+                let mut blocks = bytes.chunks(whole).zip(out.chunks_mut(limits::CODEC_BLOCK));
+                blocks.try_for_each(|(block, out)| decode_block(block, levels, per_byte, out))
             }
         }
+    }
+
+    /// Decodes part of a tensor into blocks of signs, where it travels as these: whether it does.
+    pub(super) fn decode_signs(
+        self,
+        role: Role,
+        bytes: &[u8],
+        first: usize,
+        length: usize,
+        out: &mut Vec<Signs>,
+    ) -> Result<bool, CodecError> {
+        let Part::Blocks { bytes, whole, levels: 1, .. } = self.part(role, bytes, first, length)? else {
+            return Ok(false);
+        };
+        out.clear();
+        for (block, start) in bytes.chunks(whole).zip((0..length).step_by(limits::CODEC_BLOCK)) {
+            out.push(ternary_block(block, limits::CODEC_BLOCK.min(length - start))?);
+        }
+        Ok(true)
+    }
+
+    /// Adds `weight` times part of a tensor to `out`, with room for what is decoded on the way.
+    pub(super) fn add_part(
+        self,
+        role: Role,
+        bytes: &[u8],
+        first: usize,
+        weight: f32,
+        out: &mut [f32],
+        room: &mut Room,
+    ) -> Result<(), CodecError> {
+        if let Part::Full(numbers) = self.part(role, bytes, first, out.len())? {
+            return finite(kernels::add(numbers, weight, out));
+        }
+        if self.decode_signs(role, bytes, first, out.len(), &mut room.signs)? {
+            kernels::add_signs(&room.signs, weight, out);
+        } else {
+            room.numbers.resize(out.len(), 0.0);
+            self.decode_part(role, bytes, first, &mut room.numbers)?;
+            kernels::add_numbers(&room.numbers, weight, out);
+        }
+        Ok(())
     }
 
     /// Decodes a payload that nobody vouches for.
