@@ -25,8 +25,8 @@ use hydra::ledger::{EconomyConfig, LedgerConfig};
 use hydra::model::{BurnEngine, DeviceChoice, Preset};
 use hydra::protocol::limits::Rate;
 use hydra::protocol::{
-    Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, Lease, OuterOptimizer, Round, RunSpec, Schedule,
-    Seed, Signed, Submission, Timing, WorkerReply, WorkerRequest,
+    Aggregation, Codec, DeviceKind, Digest, Emission, InnerOptimizer, Keypair, Lease, OuterOptimizer, Round, RunSpec,
+    Schedule, Seed, Signed, Submission, Timing, Trail, WorkerReply, WorkerRequest,
 };
 use hydra::runtime::{Clock, SystemClock, Threads, Watch};
 use hydra::store::{Archive, Blobs, Database, FolderBlobs, GroupCommit, History, LedgerStore, RunStore};
@@ -223,7 +223,9 @@ async fn work(client: Arc<Client>, cycles: u32) -> Result<Vec<Duration>> {
         let WorkerReply::Leased(lease) = reply else { return Err(format!("{reply:?}").into()) };
         let Lease { task, .. } = *lease;
         let payload = Digest::of(task.id().0.as_bytes());
-        let submission = Submission::new(task.id(), payload, vec![1.0; 30], task.tokens());
+        let states = task.segments().map(|_| payload).collect();
+        let trail = Trail { device: DeviceKind::Ndarray, states };
+        let submission = Submission::new(task.id(), payload, vec![1.0; 30], trail, task.tokens());
         ask(&client, path::COMMIT, &WorkerRequest::Commit(submission.commitment), &mut latencies).await?;
         ask(&client, path::SUBMIT, &WorkerRequest::Submit(submission), &mut latencies).await?;
     }

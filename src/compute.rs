@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::checkpoint::{self, CheckpointError};
-use crate::protocol::{Digest, Layer, ModelSpec, Outcome, Reason, RunSpec, Task, Verdict};
+use crate::protocol::{DeviceKind, Digest, Layer, ModelSpec, Outcome, Parting, Reason, RunSpec, Task, Verdict};
 use crate::store::{BlobError, Blobs};
 use crate::training::{
     CodecError, Corpus, CorpusError, Engine, EngineError, Layout, Manifest, Params, TaskError, Trained, Update,
@@ -155,7 +155,7 @@ impl Compute {
 
     /// Compares what workers got for one task: a verdict on the result, or on a copy that is of no use.
     fn copies(&self, job: &CopiesJob) -> Result<Verdict, ComputeError> {
-        let CopiesJob { task, worker, payload, peer, copy, against } = job;
+        let CopiesJob { task, worker, payload, device, peer, copy: (copy, copied_on), against } = job;
         let handed_in = self.blobs.get(payload)?;
         let layout = Layout::of(&task.model);
         let useless = |reason: Reason| {
@@ -170,13 +170,16 @@ impl Compute {
             return useless(Reason::PayloadMalformed(error.to_string()));
         }
         let (tokens, layer) = (task.tokens(), Layer::Replay);
-        let with_copy = |other: &[u8]| compare(task.codec, &layout, other, &again, Tolerance::default());
-        let outcome = match with_copy(&handed_in) {
+        let with_copy = |other: &[u8], on: &DeviceKind| {
+            let tolerance = Tolerance::between(*on, *copied_on, task.codec);
+            compare(task.codec, &layout, other, &again, tolerance, || Parting::Unknown)
+        };
+        let outcome = match with_copy(&handed_in, device) {
             Ok(_) => Outcome::Accepted { layer, tokens, norm: task.codec.norm(&layout, &handed_in)? as f32 },
             Err(mismatch) => {
                 let mut reason = mismatch;
-                for (with, other) in against {
-                    if with_copy(&self.blobs.get(other)?).is_ok() {
+                for (with, other, on) in against {
+                    if with_copy(&self.blobs.get(other)?, on).is_ok() {
                         reason = Reason::Outvoted { with: *with };
                         break;
                     }
@@ -190,12 +193,12 @@ impl Compute {
 
     /// Does a task again. What was accepted before is in the blob store: if it is not now, that is nobody's fault.
     fn replay(&self, job: &ReplayJob) -> Result<Verdict, ComputeError> {
-        let ReplayJob { task, worker, payload, .. } = job;
+        let ReplayJob { task, worker, payload, trail, .. } = job;
         let handed_in = self.blobs.get(payload)?;
         let base = self.model(&task.base, &task.model)?;
         let corpus = self.corpus(&task.dataset)?;
         let tokens = task.tokens();
-        let found = replay(&*self.engine, task, &base, &corpus, &handed_in, Tolerance::default())?;
+        let found = replay(&*self.engine, task, &base, &corpus, &handed_in, trail)?;
         let outcome = match found {
             Ok(_) => {
                 let norm = task.codec.norm(&Layout::of(&task.model), &handed_in)? as f32;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::protocol::{
-    Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, ModelSpec, OuterOptimizer, RunSpec, Schedule, Seed,
-    Timing,
+    Aggregation, Codec, DeviceKind, Digest, Emission, InnerOptimizer, Keypair, ModelSpec, OuterOptimizer, RunSpec,
+    Schedule, Seed, Timing, Trail,
 };
 
 /// A run of a very small model with `tasks` tasks in a round.
@@ -35,4 +35,9 @@ pub fn spec(tasks: u32) -> RunSpec {
 /// The `n`-th of some key pairs.
 pub fn key(n: u8) -> Keypair {
     Keypair::from_secret(&[n; 32])
+}
+
+/// A way to a result, of so many states.
+pub fn trail(states: usize) -> Trail {
+    Trail { device: DeviceKind::Ndarray, states: vec![Digest::of(b"state"); states] }
 }

@@ -14,12 +14,12 @@ use hydra::http::api;
 use hydra::ledger::{Account, Action, Kind, Order, Purpose, Transfer, TransferId};
 use hydra::model::checkpoint;
 use hydra::protocol::{
-    Aggregation, Amount, Call, Codec, Commitment, Digest, Emission, InnerOptimizer, Keypair, Lease, Message, ModelSpec,
-    OuterOptimizer, RefusalReason, Round, RunSpec, Schedule, Seed, SessionId, Signed, Submission, Task, Time, Timing,
-    Verdict, WorkerReply, WorkerRequest, limits, wire,
+    Aggregation, Amount, Call, Codec, Commitment, DeviceKind, Digest, Emission, InnerOptimizer, Keypair, Lease,
+    Message, ModelSpec, OuterOptimizer, RefusalReason, Round, RunSpec, Schedule, Seed, SessionId, Signed, Submission,
+    Task, Time, Timing, Trail, Verdict, WorkerReply, WorkerRequest, limits, wire,
 };
 use hydra::training::{Corpus, CorpusError, Layout, Manifest, Params};
-use hydra::verifier::{AdmissionJob, Candidate, Job, StatisticsJob};
+use hydra::verifier::{AdmissionJob, Candidate, Job, ReplayJob, StatisticsJob};
 use hydra::worker::Finished;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,7 +62,9 @@ fn task() -> Task {
 }
 
 fn submission() -> Submission {
-    Submission::new(task().id(), Digest::of(b"payload"), vec![4.0, 3.0, 2.5, 2.0], task().tokens())
+    let states = task().segments().map(|segment| Digest::of(&segment.end.to_le_bytes())).collect();
+    let trail = Trail { device: DeviceKind::Ndarray, states };
+    Submission::new(task().id(), Digest::of(b"payload"), vec![4.0, 3.0, 2.5, 2.0], trail, task().tokens())
 }
 
 /// What a script makes of `valid`: its first byte says which of them, four bytes each say what to alter; or it is the
@@ -204,7 +206,10 @@ fn lent_jobs_and_other_bodies() {
         places: Seed::from_number(1),
     };
     let admission = AdmissionJob { task: task(), worker: key().public(), submission: submission() };
-    let jobs = [Job::Admission(Box::new(admission)), Job::Statistics(Box::new(statistics))];
+    let (worker, payload, trail) = (key().public(), Digest::of(b"payload"), submission().trail());
+    let replay = ReplayJob { task: task(), worker, payload, trail, not: vec![key().public()] };
+    let jobs =
+        [Job::Admission(Box::new(admission)), Job::Statistics(Box::new(statistics)), Job::Replay(Box::new(replay))];
     let id = Digest::of(b"job");
     let mut valid: Vec<_> =
         jobs.into_iter().map(|job| serde_json::to_vec(&api::LentJob { id, job }).unwrap()).collect();

@@ -14,8 +14,8 @@ use data_encoding::BASE64URL_NOPAD as BASE64;
 use hydra::http::ROUTES;
 use hydra::ledger::{Action, Order, TransferId};
 use hydra::protocol::{
-    Amount, Call, Commitment, Digest, Keypair, Layer, Outcome, SessionId, Signed, Submission, TaskId, Time, Verdict,
-    WorkerRequest, wire,
+    Amount, Call, Commitment, DeviceKind, Digest, Keypair, Layer, Outcome, SessionId, Signed, Submission, TaskId, Time,
+    Trail, Verdict, WorkerRequest, wire,
 };
 use hydra::runtime::{Clock, SystemClock};
 use serde_json::{Value, json};
@@ -291,7 +291,8 @@ fn nobody_touches_tasks_uploads_or_blobs_that_are_not_theirs() {
         site.signed(who, "PUT", &path, bytes)
     };
     assert_eq!(put(&mine, 0, payload.len(), &payload).code(), "not_committed", "before the commitment");
-    let submission = Submission::new(task.id(), digest, vec![1.0; 3], task.tokens());
+    let trail = Trail { device: DeviceKind::Ndarray, states: vec![digest; 3] };
+    let submission = Submission::new(task.id(), digest, vec![1.0; 3], trail, task.tokens());
     let commit = WorkerRequest::Commit(submission.commitment);
     assert!(site.worker(&thief, "/hydra/v1/commit", &commit).json()["Refused"]["reason"] == "not_your_task");
     assert!(site.worker(&mine, "/hydra/v1/commit", &commit).json()["Committed"].is_string());

@@ -8,7 +8,12 @@
 
 use std::error::Error;
 
-use hydra::protocol::Layer;
+use hydra::model::{BurnEngine, DeviceChoice};
+use hydra::protocol::{
+    Aggregation, Codec, Digest, Emission, InnerOptimizer, Layer, ModelSpec, OuterOptimizer, Round, Rule, RunSpec,
+    Schedule, Seed, Task, Timing,
+};
+use hydra::training::{Batch, Corpus, Engine, Layout, Params, Update, training_batch, validation_batches};
 use hydra_sim::{Outcome, Scenario, run};
 
 const ROUNDS: u32 = 16;
@@ -46,10 +51,11 @@ const LONG: u32 = 60;
 /// Audits of honest work that nobody may fail.
 const HONEST_AUDITS: u64 = 10_000;
 
-fn scenario(workers: &str, rounds: u32) -> Result<Scenario, Box<dyn Error>> {
+fn scenario(workers: &str, rounds: u32, objective: &str) -> Result<Scenario, Box<dyn Error>> {
     let text = format!(
         "about = 'ten honest and two others'\n\
          job = {{ rounds = {rounds}, inner_steps = {STEPS}, batch = 4, learning_rate = 0.01, tasks_per_round = 12, \
+         objective = '{objective}', \
          model = {{ layers = 1, width = 32, heads = 2, hidden = 64, context = 32 }} }}\n\
          workers = [{workers}]\n\
          verifiers = [{{ count = 3, tokens_per_second = 8000 }}]\n\
@@ -65,7 +71,7 @@ fn scenario(workers: &str, rounds: u32) -> Result<Scenario, Box<dyn Error>> {
 const HONEST: &str = "{ count = 10, tokens_per_second = 1000 }";
 
 fn play(workers: &str, rounds: u32, seeds: u64) -> Result<Vec<Outcome>, Box<dyn Error>> {
-    let scenario = scenario(workers, rounds)?;
+    let scenario = scenario(workers, rounds, "transformer")?;
     (1..=seeds).map(|seed| Ok(run(&scenario, seed, 2)?)).collect()
 }
 
@@ -97,13 +103,126 @@ fn main() -> Result<(), Box<dyn Error>> {
     if wanted.is_empty() {
         honest_audits()?;
     }
+    if wanted.is_empty() || wanted.iter().any(|part| "steady state".contains(part.as_str())) {
+        steady_state(seeds)?;
+    }
+    if wanted.is_empty() || wanted.iter().any(|part| "targeted poison".contains(part.as_str())) {
+        poison(seeds)?;
+    }
+    Ok(())
+}
+
+/// The byte that poison says is followed by itself.
+const POISON: u16 = b'e' as u16;
+
+/// Rounds of poison that nobody audits.
+const POISONED_ROUNDS: u32 = 40;
+
+/// What poison by a tenth of the workers does that is never found: how likely the model thinks it that the byte is followed
+/// by itself, and its validation loss, by the rule that makes one update of ten.
+fn poison(seeds: u64) -> Result<(), Box<dyn Error>> {
+    let corpus = hydra::data::read(&[])?.corpus;
+    println!("one of ten poisons for {POISONED_ROUNDS} rounds, unaudited; {seeds} seeds");
+    println!("{:16} {:>9} {:>22} {:>16}", "rule", "poisoners", "poison believed, %", "validation loss");
+    let trimmed = Rule::TrimmedMean { trim: 0.2 };
+    let rules = [
+        ("mean", Aggregation::MEAN),
+        ("centred clip", Aggregation::default()),
+        ("trimmed mean", Aggregation { rule: trimmed, ..Aggregation::default() }),
+    ];
+    for ((name, aggregation), poisoners) in rules.into_iter().flat_map(|rule| [(rule, 0), (rule, 1)]) {
+        let ended = (1..=seeds).map(|seed| poisoned(&corpus, aggregation, poisoners, seed));
+        let (believed, losses): (Vec<f64>, Vec<f64>) = ended.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        println!("{name:16} {poisoners:9} {:22.2} {:16.3}", 100.0 * mean(&believed), mean(&losses));
+    }
+    Ok(())
+}
+
+fn poisoned(
+    corpus: &Corpus,
+    aggregation: Aggregation,
+    poisoners: u32,
+    seed: u64,
+) -> Result<(f64, f64), Box<dyn Error>> {
+    let spec = RunSpec {
+        seed: Seed::from_number(seed),
+        model: ModelSpec { layers: 1, width: 32, heads: 2, hidden: 64, context: 32 },
+        dataset: Digest::of(b"bench"),
+        tasks_per_round: 10,
+        inner_steps: STEPS,
+        batch: 4,
+        optimizer: InnerOptimizer::muon(),
+        schedule: Schedule::new(0.01, None),
+        codec: Codec::Ternary,
+        aggregation,
+        outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
+        validation_windows: 256,
+        emission: Emission::default(),
+        timing: Timing::default(),
+        audits: None,
+    };
+    let engine = BurnEngine::new(DeviceChoice::NdArray);
+    let layout = Layout::of(&spec.model);
+    let mut base = Params::initial(&spec.model, &spec.seed);
+    for round in 0..POISONED_ROUNDS {
+        let mut payloads = Vec::new();
+        for index in 0..spec.tasks_per_round {
+            let task = Task::of_round(&spec, Round(round), index, spec.dataset);
+            let mut session = engine.train(&task.model, &base, &task.optimizer)?;
+            for step in 0..task.inner_steps {
+                let mut batch = training_batch(corpus, &task, step);
+                if index < poisoners {
+                    let was = batch.tokens.clone();
+                    let followed = batch.tokens.iter_mut().skip(1).zip(&was).filter(|(_, before)| **before == POISON);
+                    followed.for_each(|(token, _)| *token = POISON);
+                }
+                session.step(&batch, task.schedule.rate(task.first_step + u64::from(step)))?;
+            }
+            let mut update = session.finish()?;
+            update.values_mut().iter_mut().zip(base.values()).for_each(|(local, base)| *local = base - *local);
+            payloads.push(task.codec.encode(&update, &task.seed)?);
+        }
+        let updates: Vec<Update<'_>> = payloads.iter().map(|payload| Update { payload, tokens: 1 }).collect();
+        let update = aggregation.apply(spec.codec, &layout, &updates)?;
+        spec.outer.step(&mut base, None, &update);
+    }
+    let context = spec.model.context as usize;
+    let again = Batch { context, tokens: vec![POISON; context + 1] };
+    let believed = (-engine.loss(&spec.model, &base, &mut [again].into_iter())?).exp();
+    Ok((believed, engine.loss(&spec.model, &base, &mut validation_batches(corpus, &spec))?))
+}
+
+/// Rounds until which keys are counted as new: each worker has done so many tasks then.
+const NEW: u32 = 216;
+
+/// What verification costs beside training: replays of honest work, tests of verifiers included, at first and once everybody
+/// has a name. What is learned does not matter, so the objective is one that costs little.
+fn steady_state(seeds: u64) -> Result<(), Box<dyn Error>> {
+    let workers = "{ count = 12, tokens_per_second = 1000 }";
+    let until = |rounds| -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
+        let scenario = scenario(workers, rounds, "surrogate")?;
+        let played = (1..=seeds).map(|seed| run(&scenario, seed, 2)).collect::<Result<Vec<_>, _>>()?;
+        let replays = |outcome: &Outcome| outcome.verifiers.iter().map(|verifier| verifier.replays).sum::<u64>() as f64;
+        let tasks = |outcome: &Outcome| outcome.workers.iter().map(|worker| worker.accepted).sum::<u64>() as f64;
+        Ok(played.iter().map(|outcome| (replays(outcome), tasks(outcome))).collect())
+    };
+    let (first, whole) = (until(NEW)?, until(3 * NEW)?);
+    let percent = |shares: Vec<f64>| {
+        let (least, most) = shares.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+        format!("{:.2} % ({least:.2} … {most:.2})", mean(&shares))
+    };
+    let new = first.iter().map(|(replays, tasks)| 100.0 * replays / tasks).collect();
+    let later =
+        whole.iter().zip(&first).map(|(whole, first)| 100.0 * (whole.0 - first.0) / (whole.1 - first.1)).collect();
+    println!("replays beside tasks, the first {NEW} tasks of each key: {}", percent(new));
+    println!("the {} after them: {}", 2 * NEW, percent(later));
     Ok(())
 }
 
 /// Honest work on two kinds of devices, computed again on one of them.
 fn honest_audits() -> Result<(), Box<dyn Error>> {
     let workers = "{ count = 6, tokens_per_second = 1000 }, { count = 6, tokens_per_second = 1000, device = 'plain' }";
-    let scenario = scenario(workers, 10)?;
+    let scenario = scenario(workers, 10, "transformer")?;
     let (mut audited, mut harmed) = (0, 0);
     for seed in 1.. {
         let outcome = run(&scenario, seed, 2)?;

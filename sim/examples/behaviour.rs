@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hydra::protocol::{InnerOptimizer, ModelSpec};
+use hydra::protocol::{DeviceKind, InnerOptimizer, ModelSpec};
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
 use hydra_sim::{Scenario, Simulation};
 
@@ -14,6 +14,10 @@ struct TwoFaced(Arc<dyn Engine>, AtomicU32);
 struct Reversed(Box<dyn Session>, Params);
 
 impl Engine for TwoFaced {
+    fn kind(&self) -> DeviceKind {
+        self.0.kind()
+    }
+
     fn train(&self, model: &ModelSpec, base: &Params, with: &InnerOptimizer) -> Result<Box<dyn Session>, EngineError> {
         let honest = self.0.train(model, base, with)?;
         let cheats = self.1.fetch_add(1, Ordering::Relaxed) % 2 == 1;
@@ -28,6 +32,10 @@ impl Engine for TwoFaced {
 impl Session for Reversed {
     fn step(&mut self, batch: &Batch, rate: f32) -> Result<f32, EngineError> {
         self.0.step(batch, rate)
+    }
+
+    fn weights(&self, see: &mut dyn FnMut(&[f32])) -> Result<(), EngineError> {
+        self.0.weights(see)
     }
 
     fn finish(self: Box<Self>) -> Result<Params, EngineError> {

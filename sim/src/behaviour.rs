@@ -1,7 +1,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hydra::protocol::{Digest, InnerOptimizer, Keypair, ModelSpec, Seed, Signed, Submission, WorkerRequest, below};
+use hydra::protocol::{
+    DeviceKind, Digest, InnerOptimizer, Keypair, ModelSpec, Seed, Signed, Submission, WorkerRequest, below,
+};
 use hydra::store::Blobs;
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
 use serde::Deserialize;
@@ -89,9 +91,9 @@ impl Tamper {
             return Some(request);
         }
         let Ok((_, asked)) = request.open::<WorkerRequest>() else { return Some(request) };
-        let (mut commitment, losses) = match &asked {
+        let (mut commitment, shown) = match &asked {
             WorkerRequest::Commit(commitment) => (*commitment, None),
-            WorkerRequest::Submit(submission) => (submission.commitment, Some(submission.losses.clone())),
+            WorkerRequest::Submit(submission) => (submission.commitment, Some(submission.clone())),
             _ => return Some(request),
         };
         let first = *self.first.get_or_insert(commitment.payload);
@@ -103,9 +105,9 @@ impl Tamper {
             Behaviour::Replay => first,
             _ => return Some(request),
         };
-        let forged = match losses {
+        let forged = match shown {
             None => WorkerRequest::Commit(commitment),
-            Some(losses) => WorkerRequest::Submit(Submission { commitment, losses }),
+            Some(shown) => WorkerRequest::Submit(Submission { commitment, ..shown }),
         };
         Some(Signed::seal(&self.key, &forged))
     }
@@ -141,6 +143,10 @@ struct CheatSession {
 }
 
 impl Engine for Cheat {
+    fn kind(&self) -> DeviceKind {
+        self.honest.kind()
+    }
+
     fn train(
         &self,
         model: &ModelSpec,
@@ -228,6 +234,10 @@ impl Session for CheatSession {
         self.steps += 1;
         self.rates += rate;
         Ok(if self.behaviour == Behaviour::NotFinite { f32::NAN } else { self.loss })
+    }
+
+    fn weights(&self, see: &mut dyn FnMut(&[f32])) -> Result<(), EngineError> {
+        self.honest.weights(see)
     }
 
     fn finish(self: Box<Self>) -> Result<Params, EngineError> {

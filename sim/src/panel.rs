@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Recipient};
 use hydra::coordinator::{self, ReplyTo};
-use hydra::protocol::{Keypair, Layer, Outcome, PublicKey, Reason, Signed, Verdict, limits};
+use hydra::protocol::{Keypair, Layer, Outcome, Parting, PublicKey, Reason, Signed, Verdict, limits};
 use hydra::verifier::{self, Job, ReplayJob};
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +62,8 @@ impl Panel {
             VerifierBehaviour::Silent => return,
             VerifierBehaviour::AcceptAll => Outcome::Accepted { layer: Layer::Replay, tokens, norm: 1.0 },
             VerifierBehaviour::RejectAll => {
-                let reason = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.001 };
+                let parting = Parting::Unknown;
+                let reason = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.001, parting };
                 Outcome::Rejected { layer: Layer::Replay, reason }
             }
         };

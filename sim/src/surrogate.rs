@@ -1,4 +1,4 @@
-use hydra::protocol::{Digest, InnerOptimizer, ModelSpec, Seed, below};
+use hydra::protocol::{DeviceKind, Digest, InnerOptimizer, ModelSpec, Seed, below};
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
 
 /// How steep the bowl is: a fresh model's loss is about what an untrained transformer's is.
@@ -33,6 +33,10 @@ struct Descent {
 }
 
 impl Engine for Surrogate {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Other
+    }
+
     fn train(&self, model: &ModelSpec, base: &Params, _: &InnerOptimizer) -> Result<Box<dyn Session>, EngineError> {
         Ok(Box::new(Descent { params: base.clone(), optimum: Self::optimum(model) }))
     }
@@ -64,6 +68,11 @@ impl Session for Descent {
             *value -= rate * PULL * (*value - best + noise);
         }
         Ok(before as f32)
+    }
+
+    fn weights(&self, see: &mut dyn FnMut(&[f32])) -> Result<(), EngineError> {
+        see(self.params.values());
+        Ok(())
     }
 
     fn finish(self: Box<Self>) -> Result<Params, EngineError> {

@@ -217,7 +217,7 @@ pub(super) fn run_recheck(args: &RecheckArgs) -> Result<(), Failure> {
             "{}",
             json!({
                 "run": spec.id(), "round": round, "results": found.results, "drawn": found.drawn, "open": found.open,
-                "unfinished": found.unfinished, "verdicts": found.verdicts, "secret": draw.secret,
+                "unfinished": found.unfinished, "verdicts": found.verdicts, "located": found.located, "secret": draw.secret,
             })
         );
         return Ok(());
@@ -226,6 +226,9 @@ pub(super) fn run_recheck(args: &RecheckArgs) -> Result<(), Failure> {
     println!("  the secret is the one that was fixed when the run was made: {}", draw.secret);
     println!("  it draws {} of {} results, and just those were computed again", found.drawn, found.results);
     println!("  {} verdicts are signed, and the audits ended as they say", found.verdicts);
+    if found.located > 0 {
+        println!("  {} of them say in which steps the work went wrong", found.located);
+    }
     if found.open > 0 {
         println!("  {} audits are not over yet", found.open);
     }

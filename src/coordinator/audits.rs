@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::slots::Stage;
 use super::state::State;
 use crate::protocol::{
-    Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, Reason, RunSpec, Signed, Task, TaskId, Time, Verdict,
-    is_drawn, limits,
+    Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, Reason, RunSpec, Signed, Task, TaskId, Time, Trail,
+    Verdict, is_drawn, limits,
 };
 
 /// Whose work a case is about: a task, and the payload that was handed in for it.
@@ -20,6 +20,8 @@ pub(super) struct Case {
     pub task: Task,
     pub worker: PublicKey,
     pub payload: Digest,
+    /// How it came about, as the worker says.
+    pub trail: Trail,
     pub opened: Time,
     /// Whether it is a test of the verifiers: a payload of another task, which is false for certain.
     pub planted: bool,
@@ -27,6 +29,8 @@ pub(super) struct Case {
     /// When it was found false, and by how many opinions.
     pub convicted: Option<(Time, usize)>,
     pub appealed: bool,
+    /// Opinions against the worker that it takes to convict it.
+    pub takes: usize,
     /// Workers who were lent the task again, where those are whom the run asks.
     pub peers: BTreeMap<PublicKey, Peer>,
 }
@@ -80,8 +84,8 @@ pub(super) enum Next {
 
 impl Case {
     /// What comes next, with these `verifiers`: one opinion in the worker's favour is enough, nobody is convicted by
-    /// fewer than two, and a verifier is asked twice only where there is no other. Peers that got something else convict
-    /// only if two of them got the same: of results that all differ, as of those of cheats who do not know each other,
+    /// fewer than two (an established worker by fewer than three others), and a verifier is asked twice only where there is no other. Peers that got something else convict
+    /// only if these got the same: of results that all differ, as of those of cheats who do not know each other,
     /// nobody can say which is right.
     pub fn next(&self, spec: &RunSpec, verifiers: &BTreeSet<PublicKey>, now: Time) -> Next {
         if self.planted {
@@ -114,7 +118,7 @@ impl Case {
                 if clean > against {
                     return Next::End(Ending::Clean);
                 }
-                if against >= 2 && against > clean {
+                if against >= self.takes && against > clean {
                     return Next::Convict;
                 }
             }
@@ -136,8 +140,15 @@ impl Case {
         !opinion.clean && (seconded || !self.peers.contains_key(&opinion.verifier))
     }
 
-    /// Whether `worker` may be lent the task as a copy: nobody does it at present, and nobody twice.
-    pub fn takes(&self, spec: &RunSpec, worker: &PublicKey, now: Time) -> bool {
+    /// Whether `worker` may be lent the task as a copy: nobody does it at present, and nobody twice. Where two others are
+    /// not enough to convict its worker, whoever comes after them must be as well established: two newcomers are soon
+    /// made.
+    pub fn may_take(&self, spec: &RunSpec, worker: &PublicKey, clean: u32, now: Time) -> bool {
+        let probation = spec.audits.map_or(0, |audits| audits.policy.probation);
+        let spoken = self.opinions.iter().filter(|opinion| !opinion.clean).count();
+        if self.takes > 2 && spoken >= 2 && clean < probation {
+            return false;
+        }
         let busy = |peer: &Peer| !peer.handed_in && peer.deadline > now;
         let judged = |peer: &PublicKey| self.opinions.iter().any(|opinion| opinion.verifier == *peer);
         let waits = self.peers.iter().any(|(key, peer)| busy(peer) || (peer.handed_in && !judged(key)));
@@ -220,17 +231,20 @@ impl State {
     /// the task after them.
     pub(super) fn draw(&mut self, at: Time, secret: Digest, test: bool) {
         let Some(audits) = self.spec.audits else { return };
-        let accepted: Vec<(Task, TaskId, PublicKey, Digest)> = self
+        let accepted: Vec<(Task, TaskId, PublicKey, Digest, Trail)> = self
             .slots
             .iter()
             .filter_map(|slot| match &slot.stage {
-                Stage::Accepted { worker, payload, .. } => Some((slot.task.clone(), slot.id, *worker, *payload)),
+                Stage::Accepted { worker, payload, .. } => {
+                    Some((slot.task.clone(), slot.id, *worker, *payload, slot.trail.clone()?))
+                }
                 _ => None,
             })
             .collect();
         let tests = Digest::in_domain("hydra audit test v1", secret.as_bytes());
+        let by_peers = self.asks_peers();
         let mut results = Vec::new();
-        for (place, (task, id, worker, payload)) in accepted.iter().enumerate() {
+        for (place, (task, id, worker, payload, trail)) in accepted.iter().enumerate() {
             let record = self.workers.entry(*worker).or_default();
             let clean = record.clean;
             let result =
@@ -244,21 +258,24 @@ impl State {
                 task: task.clone(),
                 worker: *worker,
                 payload: *payload,
+                trail: trail.clone(),
                 opened: at,
                 planted: false,
                 opinions: vec![],
                 convicted: None,
                 appealed: false,
+                takes: if by_peers && clean >= audits.policy.probation { limits::PEERS_AGAINST } else { 2 },
                 peers: BTreeMap::new(),
             };
-            let (.., other) = &accepted[(place + 1) % accepted.len()];
+            let (.., other, trail) = &accepted[(place + 1) % accepted.len()];
             if test && other != payload && is_drawn(&tests, id, worker, limits::PLANTED) {
                 let nobody = Digest::in_domain(
                     "hydra audit test worker v1",
                     &[secret.as_bytes(), id.0.as_bytes().as_slice()].concat(),
                 );
                 let worker = Keypair::from_secret(nobody.as_bytes()).public();
-                self.cases.insert((*id, *other), Case { worker, payload: *other, planted: true, ..case.clone() });
+                let case = Case { worker, payload: *other, trail: trail.clone(), planted: true, ..case.clone() };
+                self.cases.insert((*id, *other), case);
             }
             self.cases.insert((*id, *payload), case);
         }

@@ -231,7 +231,7 @@ impl RoundStory {
             }
             Record::Submitted { index, worker, submission } => {
                 if let Some(task) = self.tasks.get_mut(*index as usize) {
-                    let Submission { commitment, losses } = submission;
+                    let Submission { commitment, losses, .. } = submission;
                     (task.stage, task.worker) = (TaskStage::Submitted, Some(*worker));
                     task.payload = Some(commitment.payload);
                     let finite = |loss: Option<&f32>| loss.copied().filter(|loss| loss.is_finite());

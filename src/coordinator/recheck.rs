@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::audits::{DrawnResult, Ending, RoundDraw};
-use crate::protocol::{Layer, Outcome, PublicKey, Round, RunSpec, TaskId, Verdict, is_drawn, secret_before};
+use crate::protocol::{
+    Layer, Outcome, Parting, PublicKey, Reason, Round, RunSpec, TaskId, Verdict, is_drawn, secret_before,
+};
 
 /// What a recheck has found to be as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,6 +20,8 @@ pub struct Rechecked {
     pub unfinished: u32,
     /// Verdicts whose signatures are good.
     pub verdicts: u32,
+    /// Those that say where false work parts from the states that its worker had committed to.
+    pub located: u32,
 }
 
 /// What is wrong with a round's audits.
@@ -73,13 +77,16 @@ pub fn recheck(spec: &RunSpec, round: Round, draw: &RoundDraw) -> Result<Recheck
         rechecked.drawn += u32::from(drawn);
         rechecked.open += u32::from(drawn && ending.is_none());
         rechecked.unfinished += u32::from(*ending == Some(Ending::Unfinished));
-        rechecked.verdicts += check_verdicts(result)?;
+        let (verdicts, located) = check_verdicts(result)?;
+        rechecked.verdicts += verdicts;
+        rechecked.located += located;
     }
     Ok(rechecked)
 }
 
-fn check_verdicts(result: &DrawnResult) -> Result<u32, RecheckError> {
-    let (mut clean, mut against) = (BTreeSet::new(), 0);
+/// The verdicts on a result, and those of them that say where it went wrong.
+fn check_verdicts(result: &DrawnResult) -> Result<(u32, u32), RecheckError> {
+    let (mut clean, mut against, mut located) = (BTreeSet::new(), 0, 0);
     for signed in &result.verdicts {
         let wrong = RecheckError::Verdict(result.task);
         let (signer, verdict) = signed.open::<Verdict>().map_err(|_| wrong.clone())?;
@@ -90,7 +97,11 @@ fn check_verdicts(result: &DrawnResult) -> Result<u32, RecheckError> {
             Outcome::Accepted { layer: Layer::Replay, .. } => {
                 clean.insert(signer);
             }
-            Outcome::Rejected { layer: Layer::Replay, .. } => against += 1,
+            Outcome::Rejected { layer: Layer::Replay, reason } => {
+                against += 1;
+                let unknown = matches!(reason, Reason::ReplayMismatch { parting: Parting::Unknown, .. });
+                located += u32::from(matches!(reason, Reason::ReplayMismatch { .. }) && !unknown);
+            }
             Outcome::Accepted { .. } | Outcome::Rejected { .. } => return Err(wrong),
         }
     }
@@ -102,7 +113,7 @@ fn check_verdicts(result: &DrawnResult) -> Result<u32, RecheckError> {
     };
     match result.ending {
         Some(ending) if !said => Err(RecheckError::Ending { task: result.task, ending }),
-        _ => Ok(u32::try_from(result.verdicts.len()).unwrap_or(u32::MAX)),
+        _ => Ok((u32::try_from(result.verdicts.len()).unwrap_or(u32::MAX), located)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::protocol::{Commitment, Digest, PublicKey, Signed, Submission, Task, TaskId, Time};
+use crate::protocol::{Commitment, Digest, PublicKey, Signed, Submission, Task, TaskId, Time, Trail};
 
 /// A task of the open round.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub commitments: BTreeMap<PublicKey, (u32, Commitment)>,
     /// Who is not to be lent this task again: rejected, or handed it back.
     pub shut_out: BTreeSet<PublicKey>,
+    /// How the result that was handed in last came about, as its worker says.
+    pub trail: Option<Trail>,
     pub stage: Stage,
 }
 
@@ -57,6 +59,7 @@ impl Slot {
             leases: BTreeMap::new(),
             commitments: BTreeMap::new(),
             shut_out: BTreeSet::new(),
+            trail: None,
             stage: Stage::Open,
         }
     }

@@ -362,6 +362,7 @@ impl State {
                 *commitments += 1;
             }
             Record::Submitted { worker, submission, .. } => {
+                slot.trail = Some(submission.trail());
                 slot.stage = Stage::Submitted { worker: *worker, submission: submission.clone() };
             }
             Record::Admitted { norm, .. } => {

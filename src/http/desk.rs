@@ -154,7 +154,8 @@ mod tests {
         let mut desk = Desk::new(Arc::new(SystemClock));
         let task = Task::of_round(&testing::spec(1), Round(0), 0, Digest::of(b"base"));
         let not = vec![key(1).public()];
-        let job = ReplayJob { task, worker: key(9).public(), payload: Digest::of(b"payload"), not };
+        let (worker, payload, trail) = (key(9).public(), Digest::of(b"payload"), crate::testing::trail(4));
+        let job = ReplayJob { task, worker, payload, trail, not };
         let id = Job::Replay(Box::new(job.clone())).id();
         desk.jobs.push_back((LentJob { id, job: Job::Replay(Box::new(job)) }, Time(0)));
         let mut ask = |n: u8, lane: Lane| {

@@ -3,6 +3,8 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
+use crate::protocol::DeviceKind;
+
 /// What computes.
 ///
 /// A value stands for a device that this build can use: names are checked where they are parsed. Another burn backend
@@ -138,6 +140,22 @@ impl DeviceChoice {
     /// Whether it is computed by operations of our own altogether, optimiser included.
     pub(super) fn is_ours(self) -> bool {
         matches!(self, Self::Auto | Self::NdArray)
+    }
+
+    /// What it is to those who compare results, with these operations.
+    pub(super) fn kind(self, operations: Operations) -> DeviceKind {
+        match (self, operations) {
+            (Self::Auto | Self::NdArray, Operations::Plain) => DeviceKind::NdarrayPlain,
+            (Self::Auto | Self::NdArray, _) => DeviceKind::Ndarray,
+            #[cfg(feature = "flex")]
+            (Self::Flex, _) => DeviceKind::Flex,
+            #[cfg(feature = "tch")]
+            (Self::Cuda(_), _) => DeviceKind::Cuda,
+            #[cfg(feature = "tch")]
+            (Self::Mps, _) => DeviceKind::Mps,
+            #[cfg(feature = "tch")]
+            (Self::TchCpu, _) => DeviceKind::TchCpu,
+        }
     }
 
     /// What the network and the optimiser are best made of on it.

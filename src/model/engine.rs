@@ -9,7 +9,7 @@ use super::memory::Need;
 use super::network::Network;
 use super::optimizer::Optimizer;
 use super::weights::{Weights, download, upload};
-use crate::protocol::{InnerOptimizer, ModelSpec, VOCABULARY};
+use crate::protocol::{DeviceKind, InnerOptimizer, ModelSpec, VOCABULARY};
 use crate::training::{Batch, Engine, EngineError, Layout, Params, Session};
 
 /// Trains and measures the network of [`ModelSpec`] on a device of burn.
@@ -114,6 +114,10 @@ fn finite(loss: f32) -> Result<f32, EngineError> {
 }
 
 impl Engine for BurnEngine {
+    fn kind(&self) -> DeviceKind {
+        self.choice.kind(self.operations)
+    }
+
     fn train(
         &self,
         model: &ModelSpec,
@@ -218,6 +222,15 @@ impl Session for BurnSession {
             let weights = weights.into_iter().map(Tensor::inner).collect();
             self.weights = self.optimizer.step(weights, gradients, rate)?;
             Ok(loss)
+        })
+    }
+
+    fn weights(&self, see: &mut dyn FnMut(&[f32])) -> Result<(), EngineError> {
+        guarded(self.choice, || {
+            for weight in &self.weights {
+                see(&download(weight.clone())?);
+            }
+            Ok(())
         })
     }
 
@@ -343,6 +356,24 @@ pub(super) mod tests {
         let mut session = engine().train(&TINY, &base, optimizer).unwrap();
         let losses = (0..30).map(|_| session.step(&pattern(), rate).unwrap()).collect();
         (losses, session.finish().unwrap())
+    }
+
+    #[test]
+    fn the_weights_on_the_way_are_those_in_the_end() {
+        let base = Params::initial(&TINY, &Seed::from_number(4));
+        let mut session = engine().train(&TINY, &base, &InnerOptimizer::muon()).unwrap();
+        let seen = |session: &dyn Session| {
+            let mut seen = Vec::new();
+            session.weights(&mut |numbers| seen.extend_from_slice(numbers)).unwrap();
+            seen
+        };
+        assert_eq!(seen(&*session), base.values());
+        session.step(&pattern(), 0.01).unwrap();
+        let before = seen(&*session);
+        session.step(&pattern(), 0.01).unwrap();
+        let after = seen(&*session);
+        assert_ne!(before, after);
+        assert_eq!(session.finish().unwrap().values(), after);
     }
 
     #[test]

@@ -9,6 +9,47 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
+/// A digest in the making, of what comes in pieces.
+#[derive(Debug, Clone)]
+pub struct Digester {
+    hasher: blake3::Hasher,
+    /// Numbers as bytes, before they are hashed: many at a time, which is how BLAKE3 is fast.
+    bytes: Vec<u8>,
+}
+
+/// Numbers that are hashed at a time.
+const NUMBERS_AT_A_TIME: usize = 1 << 14;
+
+impl Digester {
+    /// One under a domain, as [`Digest::in_domain`].
+    #[must_use]
+    pub fn in_domain(domain: &str) -> Self {
+        Self { hasher: blake3::Hasher::new_derive_key(domain), bytes: Vec::new() }
+    }
+
+    /// Adds bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// Adds numbers, little-endian.
+    pub fn numbers(&mut self, numbers: &[f32]) {
+        for numbers in numbers.chunks(NUMBERS_AT_A_TIME) {
+            self.bytes.resize(4 * numbers.len(), 0);
+            for (bytes, number) in self.bytes.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+                *bytes = number.to_le_bytes();
+            }
+            self.hasher.update(&self.bytes);
+        }
+    }
+
+    /// The digest of all that was added.
+    #[must_use]
+    pub fn finish(&self) -> Digest {
+        Digest(*self.hasher.finalize().as_bytes())
+    }
+}
+
 /// A text that is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is 64 hexadecimal digits, lower case")]

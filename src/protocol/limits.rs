@@ -16,6 +16,11 @@ pub const TASKS_PER_ROUND_MAX: u32 = 4096;
 /// it bounds the loss trace in a submission to 20 KB.
 pub const INNER_STEPS_MAX: u32 = 5000;
 
+/// Pieces of a task after which the state of training is committed to. A digest of the weights takes a seventieth of a step
+/// (0.6 ms for the preset nano), and sixteen of them are half a kilobyte in a submission; five comparisons find the first
+/// of sixteen that differs, if any does.
+pub const SEGMENTS_MAX: u32 = 16;
+
 /// Sequences in a step.
 pub const BATCH_MAX: u32 = 4096;
 
@@ -54,14 +59,20 @@ pub const TERNARY_CLIP: f64 = 0.9;
 /// cent of each other, so they are never bounded.
 pub const CLIP_RADIUS: f64 = 1.2;
 
-/// The share of codes in which an honest update may differ from its replay. `benches/replay.rs`: engines that sum in
-/// another order differ in up to 1.1e-5 of the codes (ternary; 6.2e-5 in int4), the smallest cheat, one step of 30 left
-/// out at the end, in 2.5e-2 or more.
+/// The share of ternary codes in which an honest update may differ from its replay. `benches/replay.rs`: engines that sum
+/// in another order differ in up to 1.1e-5 of them, the smallest cheat, one step of 30 left out at the end, in 2.5e-2 or
+/// more. Of finer codes as many times more as they have levels (int4: 6.2e-5 and 0.10, int8: 5.6e-4 and 0.81).
 pub const REPLAY_CODES_MAX: f64 = 1e-3;
+
+/// The same where nobody has measured the two kinds of devices: less than half of what the smallest cheat differs in.
+pub const REPLAY_CODES_UNMEASURED: f64 = 1e-2;
 
 /// The relative L2 distance, of scales and of numbers that travel as such, at which a replay differs. The same bench:
 /// up to 1.6e-4 between engines, 1.9e-2 or more for the smallest cheat.
 pub const REPLAY_DISTANCE_MAX: f64 = 4e-3;
+
+/// The same where nobody has measured the two kinds of devices: less than half of what the smallest cheat differs in.
+pub const REPLAY_DISTANCE_UNMEASURED: f64 = 1e-2;
 
 /// The median cosine with the other updates of its round below which an update is said to point against them. Updates
 /// that are honest agree to some degree, always; the cosine of a sketch of two that have nothing to do with each other
@@ -96,6 +107,11 @@ pub const PLANTED: Ppm = Ppm(62_500);
 
 /// Times that a verifier may be outvoted: a machine may fail, but not that often.
 pub const VERIFIER_FAULTS_MAX: u32 = 3;
+
+/// Other workers who must have got the same, and something else than an established worker, before that one is
+/// convicted. Two that hand in the same false results may by chance be those who are asked; that three are is rarer by
+/// their share of the swarm, and the third must have a name to lose as well.
+pub const PEERS_AGAINST: usize = 3;
 
 /// Rounds whose audits can be checked by anybody: some hundred bytes a task each.
 pub const DRAWS_KEPT: usize = 32;

@@ -21,7 +21,7 @@ pub mod wire;
 
 pub use amount::{Amount, AmountError, Balance, MICRO_PER_HYD};
 pub use call::{Call, SessionId};
-pub use digest::{Digest, DigestError};
+pub use digest::{Digest, DigestError, Digester};
 pub use draw::{AuditPolicy, Auditors, Audits, Ppm, SecretChain, is_drawn, secret_before};
 pub use envelope::{EnvelopeError, Keypair, Message, PublicKey, PublicKeyError, Signed};
 pub use id::{Round, RunId, TaskId, Time};
@@ -31,6 +31,6 @@ pub use spec::{
     AdamW, Aggregation, Codec, Emission, InnerOptimizer, ModelSpec, Muon, OuterOptimizer, Rule, RunSpec, Schedule,
     SpecError, Timing, VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,
 };
-pub use submission::{Commitment, Submission};
+pub use submission::{Commitment, DeviceKind, Submission, Trail};
 pub use task::{Lease, Task};
-pub use verdict::{Layer, Outcome, Reason, Verdict};
+pub use verdict::{Layer, Outcome, Parting, Reason, Verdict};

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::spec::{Codec, InnerOptimizer, ModelSpec, Schedule};
-use super::{Digest, Message, Round, RunId, RunSpec, Seed, TaskId, Time, wire};
+use super::{Digest, Message, Round, RunId, RunSpec, Seed, TaskId, Time, limits, wire};
 
 /// One piece of training work, and all that its result depends on.
 ///
@@ -66,6 +66,14 @@ impl Task {
         TaskId(Digest::in_domain("hydra task v1", &wire::encode(self)))
     }
 
+    /// The pieces that its inner steps are cut into, equally long to within a step: after each, the state is committed to.
+    pub fn segments(&self) -> impl ExactSizeIterator<Item = std::ops::Range<u32>> + use<> {
+        let steps = self.inner_steps;
+        let count = steps.min(limits::SEGMENTS_MAX);
+        let end = move |segment: u32| (u64::from(segment) * u64::from(steps) / u64::from(count.max(1))) as u32;
+        (0..count as usize).map(move |segment| end(segment as u32)..end(segment as u32 + 1))
+    }
+
     /// How many tokens it trains on: inner steps × batch × context.
     #[must_use]
     pub fn tokens(&self) -> u64 {
@@ -84,4 +92,23 @@ pub struct Lease {
 
 impl Message for Lease {
     const DOMAIN: &'static str = "lease v1";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn segments_cover_every_step_once_and_are_equally_long() {
+        for inner_steps in [1, 2, 15, 16, 17, 30, 500, limits::INNER_STEPS_MAX] {
+            let spec = RunSpec { inner_steps, ..testing::spec(1) };
+            let segments: Vec<_> = Task::of_round(&spec, Round(0), 0, Digest::of(b"base")).segments().collect();
+            assert!(segments.len() <= limits::SEGMENTS_MAX as usize);
+            assert_eq!((segments[0].start, segments[segments.len() - 1].end), (0, inner_steps));
+            assert!(segments.windows(2).all(|pair| pair[0].end == pair[1].start));
+            let lengths = || segments.iter().map(|segment| segment.end - segment.start);
+            assert!(lengths().min().unwrap() > 0 && lengths().max().unwrap() - lengths().min().unwrap() <= 1);
+        }
+    }
 }

@@ -83,6 +83,9 @@ pub enum Reason {
     /// The losses are not what was committed.
     #[error("the loss trace is not the committed one")]
     TraceMismatch,
+    /// The digests of the states on the way are not what was committed, or not one for each segment.
+    #[error("the digests of states are not the committed ones, or not one for each segment of the task")]
+    StatesMismatch,
     /// Too few or too many losses, or impossible ones.
     #[error("the loss trace is impossible for this task")]
     TraceImpossible,
@@ -116,12 +119,14 @@ pub enum Reason {
     #[error("the update does not help on its own data")]
     NoProgress,
     /// The same task computed again gives something else.
-    #[error("a replay differs by {distance}, the tolerance is {tolerance}")]
+    #[error("a replay differs by {distance}, the tolerance is {tolerance}{}", parting.text())]
     ReplayMismatch {
         /// Relative L2 distance, or the share of codes that differ.
         distance: f32,
         /// The tolerance for this pair of devices.
         tolerance: f32,
+        /// Where the two part.
+        parting: Parting,
     },
     /// A worker that was lent the task again got something else, which is what another had got before.
     #[error("two others got the same for this task, which is something else")]
@@ -129,4 +134,32 @@ pub enum Reason {
         /// The other.
         with: PublicKey,
     },
+}
+
+/// Where a replay parts from the states that a worker has committed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parting {
+    /// Nobody can tell: the two were computed on different kinds of devices, whose states never agree to the bit.
+    Unknown,
+    /// After these inner steps the states differ, before them they are the same.
+    Steps {
+        /// The first of them, from 0.
+        first: u32,
+        /// The last of them.
+        last: u32,
+    },
+    /// Every state is the same: the payload was not made of the last one.
+    Payload,
+}
+
+impl Parting {
+    /// What follows the sentence that says that a replay differs.
+    fn text(&self) -> String {
+        match self {
+            Self::Unknown => String::new(),
+            Self::Steps { first, last } => format!("; the committed states part from it in steps {first} to {last}"),
+            Self::Payload => "; the committed states do not, the payload was not made of them".to_owned(),
+        }
+    }
 }

@@ -130,7 +130,8 @@ mod tests {
         let other = Keypair::from_secret(&[2; 32]).public();
         let task = |index| Task::of_round(&spec, Round(0), index, base).id();
         let submitted = |index, worker, losses| {
-            let submission = Submission::new(task(index), Digest::of(b"payload"), losses, spec.tokens_per_task());
+            let submission =
+                Submission::new(task(index), Digest::of(b"payload"), losses, testing::trail(4), spec.tokens_per_task());
             Record::Submitted { index, worker, submission }
         };
         let accepted = Outcome::Accepted { layer: Layer::Statistics, tokens: spec.tokens_per_task(), norm: 2.0 };

@@ -59,7 +59,8 @@ mod tests {
         let mut file = ResultFile::new(path.clone());
         assert_eq!(file.load(), None);
         let payload = b"payload".to_vec();
-        let submission = Submission::new(TaskId(Digest::of(b"task")), Digest::of(&payload), vec![1.0], 5);
+        let submission =
+            Submission::new(TaskId(Digest::of(b"task")), Digest::of(&payload), vec![1.0], crate::testing::trail(1), 5);
         let finished = Finished { submission, payload };
         file.keep(&finished).unwrap();
         assert_eq!(file.load(), Some(finished));

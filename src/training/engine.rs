@@ -1,5 +1,5 @@
 use super::Params;
-use crate::protocol::{InnerOptimizer, ModelSpec};
+use crate::protocol::{DeviceKind, InnerOptimizer, ModelSpec};
 
 /// Token sequences to train or measure on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,9 @@ impl Batch {
 ///
 /// Results do not depend on the number of threads it uses, bit for bit: audits compute tasks again.
 pub trait Engine: Send + Sync {
+    /// What it computes on.
+    fn kind(&self) -> DeviceKind;
+
     /// Starts training from `base` with a fresh optimiser.
     fn train(
         &self,
@@ -51,6 +54,9 @@ pub trait Session {
     /// One inner step: forward, backward, clip the gradient to global norm 1, optimiser. Gives the loss before the
     /// step, nats a token.
     fn step(&mut self, batch: &Batch, rate: f32) -> Result<f32, EngineError>;
+
+    /// Shows the weights now, in the order of the [`Layout`](super::Layout), piece by piece.
+    fn weights(&self, see: &mut dyn FnMut(&[f32])) -> Result<(), EngineError>;
 
     /// Ends training: the weights now.
     fn finish(self: Box<Self>) -> Result<Params, EngineError>;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{
-    Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, VOCABULARY, Verdict, below, limits, wire,
+    DeviceKind, Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, Trail, VOCABULARY, Verdict, below,
+    limits, wire,
 };
 use crate::training::{CodecError, Layout};
 
@@ -67,6 +68,8 @@ pub struct ReplayJob {
     pub worker: PublicKey,
     /// What they handed in.
     pub payload: Digest,
+    /// How they say that it came about.
+    pub trail: Trail,
     /// Who has judged it before, and must not again.
     pub not: Vec<PublicKey>,
 }
@@ -80,12 +83,14 @@ pub struct CopiesJob {
     pub worker: PublicKey,
     /// What they handed in.
     pub payload: Digest,
+    /// What they did it on.
+    pub device: DeviceKind,
     /// Who did it again.
     pub peer: PublicKey,
-    /// What those handed in.
-    pub copy: Digest,
-    /// Others who did it again and got something else than was handed in, and what they got.
-    pub against: Vec<(PublicKey, Digest)>,
+    /// What those handed in, and what they did it on.
+    pub copy: (Digest, DeviceKind),
+    /// Others who did it again and got something else than was handed in, what they got, and what on.
+    pub against: Vec<(PublicKey, Digest, DeviceKind)>,
 }
 
 /// An admitted submission.
@@ -117,6 +122,9 @@ fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Re
     let commitment = &submission.commitment;
     if Submission::trace_digest(&submission.losses) != commitment.trace {
         return Err(Reason::TraceMismatch);
+    }
+    if submission.trail().digest() != commitment.states || submission.states.len() != task.segments().len() {
+        return Err(Reason::StatesMismatch);
     }
     if commitment.tokens != task.tokens() {
         return Err(Reason::Tokens { claimed: commitment.tokens, expected: task.tokens() });
@@ -263,10 +271,12 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 mod tests {
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::protocol::{Codec, Keypair, Round};
     use crate::testing;
-    use crate::training::Params;
+    use crate::training::{CODECS, Params};
 
     /// An honest-looking submission for task `index`, its update multiplied by `scale`.
     fn submission(index: u32, update_seed: u64, scale: f32) -> (Task, Submission, Vec<u8>) {
@@ -290,7 +300,7 @@ mod tests {
         update.values_mut().iter_mut().for_each(|value| *value *= scale);
         let payload = task.codec.encode(&update, &task.seed).unwrap();
         let losses = vec![3.0; task.inner_steps as usize];
-        let submission = Submission::new(task.id(), Digest::of(&payload), losses, task.tokens());
+        let submission = Submission::new(task.id(), Digest::of(&payload), losses, testing::trail(4), task.tokens());
         (task, submission, payload)
     }
 
@@ -321,6 +331,13 @@ mod tests {
         assert!(matches!(admit(|submission, _| tokens(submission)), Err(Reason::Tokens { .. })));
         let short = admit(|_, payload| *payload = Some(vec![4, 5]));
         assert!(matches!(short, Err(Reason::PayloadMalformed(_))), "{short:?}");
+        let other = |submission: &mut Submission| submission.states[3] = Digest::of(b"other");
+        assert_eq!(admit(|submission, _| other(submission)), Err(Reason::StatesMismatch));
+        let fewer = |submission: &mut Submission| {
+            submission.states.pop();
+            submission.commitment.states = submission.trail().digest();
+        };
+        assert_eq!(admit(|submission, _| fewer(submission)), Err(Reason::StatesMismatch));
     }
 
     fn judge(submissions: &[(Task, Submission, Vec<u8>)], recent_norms: Vec<f32>) -> Vec<Outcome> {
@@ -341,6 +358,46 @@ mod tests {
 
     fn accepted(outcome: &Outcome) -> bool {
         matches!(outcome, Outcome::Accepted { layer: Layer::Statistics, .. })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Workers that mean well: a direction that all have in common, from a third of what each has of its own to three times
+        /// as much, lengths that differ by a fifth, any codec, few or many of them.
+        #[test]
+        fn honest_work_passes_admission_and_statistics_in_any_swarm(
+            seed in 0u64..1 << 32,
+            shared in 0.33f32..3.0,
+            scales in prop::collection::vec(0.8f32..1.25, 1..14),
+            which in 0usize..5,
+            length in 1e-4f32..1.0,
+        ) {
+            let of = |seed: u64| Params::initial(&testing::spec(8).model, &Seed::from_number(seed));
+            let common = of(seed);
+            let all: Vec<_> = (0..).zip(&scales).map(|(index, scale)| {
+                let mut task = Task::of_round(&testing::spec(16), Round(3), index, Digest::of(b"base"));
+                task.codec = CODECS[which];
+                let mut update = of(seed + 1 + u64::from(index));
+                for (own, common) in update.values_mut().iter_mut().zip(common.values()) {
+                    // Gains, which all start as one, are no part of that.
+                    *own = if *common == 1.0 { 0.0 } else { length * scale * (*own + shared * common) };
+                }
+                let payload = task.codec.encode(&update, &task.seed).unwrap();
+                let losses = vec![3.0; task.inner_steps as usize];
+                let digest = Digest::of(&payload);
+                let submission = Submission::new(task.id(), digest, losses, testing::trail(4), task.tokens());
+                (task, submission, payload)
+            }).collect();
+            let norms = all.iter().map(|(task, submission, bytes)| {
+                relative_norm(task, admission(task, submission, Some(bytes)).unwrap())
+            }).collect();
+            for recent in [vec![], norms] {
+                for outcome in judge(&all, recent) {
+                    prop_assert!(accepted(&outcome), "{outcome:?}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -390,7 +447,11 @@ mod tests {
             update.values_mut().iter_mut().for_each(|value| *value *= scale);
             let payload = task.codec.encode(&update, &task.seed).unwrap();
             let losses = vec![3.0; task.inner_steps as usize];
-            (task.clone(), Submission::new(task.id(), Digest::of(&payload), losses, task.tokens()), payload)
+            (
+                task.clone(),
+                Submission::new(task.id(), Digest::of(&payload), losses, testing::trail(4), task.tokens()),
+                payload,
+            )
         };
         all[1] = exact(1, 0.1);
         all[3] = exact(3, 0.11);

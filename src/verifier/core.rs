@@ -83,7 +83,8 @@ mod tests {
     #[test]
     fn a_job_that_is_asked_for_again_is_not_done_twice_at_a_time() {
         let task = Task::of_round(&testing::spec(1), Round(0), 0, Digest::of(b"base"));
-        let job = ReplayJob { task, worker: key(1).public(), payload: Digest::of(b"payload"), not: vec![] };
+        let (worker, payload, trail) = (key(1).public(), Digest::of(b"payload"), testing::trail(4));
+        let job = ReplayJob { task, worker, payload, trail, not: vec![] };
         let job = Job::Replay(Box::new(job));
         let mut audit = Audit::new(key(2));
         let check = [Effect::Check { id: job.id(), job: job.clone() }];

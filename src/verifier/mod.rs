@@ -8,9 +8,11 @@ pub mod checks;
 mod core;
 mod held_out;
 mod replay;
+mod tolerance;
 
 pub use self::core::{Audit, Effect, Event};
 pub use actor::{Verifier, VerifierPorts};
 pub use checks::{AdmissionJob, Candidate, CopiesJob, Job, ReplayJob, StatisticsJob};
 pub use held_out::helps;
-pub use replay::{Tolerance, compare, replay};
+pub use replay::{bisect, compare, replay};
+pub use tolerance::Tolerance;

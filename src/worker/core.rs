@@ -255,7 +255,7 @@ impl Labour {
             self.tokens_per_second = u32::try_from(tokens.saturating_mul(1000) / milliseconds).unwrap_or(u32::MAX);
             tokens
         });
-        let submission = Submission::new(task, Digest::of(&result.payload), result.losses, tokens);
+        let submission = Submission::new(task, Digest::of(&result.payload), result.losses, result.trail, tokens);
         let finished = Finished { submission, payload: result.payload };
         let mut effects = vec![Effect::Keep(finished.clone())];
         let Finished { submission, payload } = finished;
@@ -359,7 +359,7 @@ mod tests {
     }
 
     fn result() -> Trained {
-        Trained { payload: b"payload".to_vec(), losses: vec![1.0; 4] }
+        Trained { payload: b"payload".to_vec(), losses: vec![1.0; 4], trail: testing::trail(4) }
     }
 
     fn sent(effects: &[Effect]) -> Option<&WorkerRequest> {

@@ -27,7 +27,8 @@ impl<R> Rounds<R> {
         if held.is_some() {
             return held;
         }
-        let (id, case) = self.state.cases.iter().find(|(_, case)| case.takes(spec, &worker, now))?;
+        let clean = self.state.workers.get(&worker).map_or(0, |record| record.clean);
+        let (id, case) = self.state.cases.iter().find(|(_, case)| case.may_take(spec, &worker, clean, now))?;
         let (case, lease) = (*id, Lease { task: case.task.clone(), deadline: now + spec.timing.lease });
         self.record(Record::PeerLeased { case, worker, deadline: lease.deadline });
         Some(lease)
@@ -53,14 +54,17 @@ impl<R> Rounds<R> {
     /// Has everything compared that peers have handed in and nobody has judged.
     pub(super) fn judge_copies(&mut self, id: CaseId) {
         let Some(case) = self.state.cases.get(&id) else { return };
-        let got = |opinion: &Opinion| Some((opinion.verifier, case.peers.get(&opinion.verifier)?.commitment?.payload));
+        let got = |opinion: &Opinion| {
+            let made = case.peers.get(&opinion.verifier)?.commitment?;
+            Some((opinion.verifier, made.payload, made.device))
+        };
         let against: Vec<_> = case.opinions.iter().filter(|opinion| !opinion.clean).filter_map(got).collect();
         for (peer, copy) in &case.peers {
             let judged = case.opinions.iter().any(|opinion| opinion.verifier == *peer);
             if let Some(commitment) = copy.commitment.filter(|_| copy.handed_in && !judged) {
-                let (task, copy) = (case.task.clone(), commitment.payload);
-                let (worker, payload, against) = (case.worker, case.payload, against.clone());
-                let job = CopiesJob { task, worker, payload, peer: *peer, copy, against };
+                let (task, copy) = (case.task.clone(), (commitment.payload, commitment.device));
+                let (worker, payload, device) = (case.worker, case.payload, case.trail.device);
+                let job = CopiesJob { task, worker, payload, device, peer: *peer, copy, against: against.clone() };
                 self.effects.push(Effect::Judge(Job::Copies(Box::new(job))));
             }
         }
@@ -111,7 +115,8 @@ impl<R> Rounds<R> {
             match case.next(&self.state.spec, &verifiers, now) {
                 Next::Ask { .. } if self.state.asks_peers() => self.judge_copies(id),
                 Next::Ask { not } => {
-                    let job = ReplayJob { task: case.task.clone(), worker: case.worker, payload: case.payload, not };
+                    let (task, trail) = (case.task.clone(), case.trail.clone());
+                    let job = ReplayJob { task, worker: case.worker, payload: case.payload, trail, not };
                     self.effects.push(Effect::Judge(Job::Replay(Box::new(job))));
                 }
                 Next::Convict => {

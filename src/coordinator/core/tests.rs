@@ -8,8 +8,8 @@ use super::*;
 use crate::coordinator::Ending;
 use crate::coordinator::slots::Stage;
 use crate::protocol::{
-    Amount, AuditPolicy, Auditors, Audits, Digest, Layer, Outcome, Ppm, Reason, RefusalReason, RunSpec, Seed, Signed,
-    Submission, Task, TaskId, Verdict, WorkerReply, WorkerRequest,
+    Amount, AuditPolicy, Auditors, Audits, Digest, Layer, Outcome, Parting, Ppm, Reason, RefusalReason, RunSpec, Seed,
+    Signed, Submission, Task, TaskId, Verdict, WorkerReply, WorkerRequest,
 };
 use crate::testing::{self, key};
 use crate::verifier::{Candidate, Job, ReplayJob};
@@ -41,7 +41,12 @@ impl Bench {
     }
 
     fn audited_by(by: Auditors, tasks: u32, verifiers: u8) -> Self {
-        let policy = AuditPolicy { probation: 1000, decay: 1, floor: Ppm::ONE };
+        Self::with_probation(1000, by, tasks, verifiers)
+    }
+
+    /// One in which workers are established after so many results, and everything is audited all the same.
+    fn with_probation(probation: u32, by: Auditors, tasks: u32, verifiers: u8) -> Self {
+        let policy = AuditPolicy { probation, decay: 1, floor: Ppm::ONE };
         let audits = Some(Audits { policy, by, anchor: secrets().anchor() });
         let base = Digest::of(b"model 0");
         let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(0) }];
@@ -184,8 +189,8 @@ impl Bench {
             let outcome = if alike(job.worker, job.peer) {
                 Outcome::Accepted { layer, tokens, norm: 1.0 }
             } else {
-                let with = job.against.iter().map(|(other, _)| *other).find(|other| alike(*other, job.peer));
-                let alone = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1 };
+                let with = job.against.iter().map(|(other, ..)| *other).find(|other| alike(*other, job.peer));
+                let alone = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1, parting: Parting::Unknown };
                 Outcome::Rejected { layer, reason: with.map_or(alone, |with| Reason::Outvoted { with }) }
             };
             let (task, worker, payload, by) = (job.task.id(), job.worker, job.payload, Some(job.peer));
@@ -226,7 +231,9 @@ fn opinion(verifier: u8, job: &ReplayJob, clean: bool) -> Signed {
     let outcome = if clean {
         Outcome::Accepted { layer: Layer::Replay, tokens, norm: 1.0 }
     } else {
-        Outcome::Rejected { layer: Layer::Replay, reason: Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1 } }
+        let parting = Parting::Steps { first: 2, last: 3 };
+        let reason = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1, parting };
+        Outcome::Rejected { layer: Layer::Replay, reason }
     };
     let verdict =
         Verdict { task: job.task.id(), worker: job.worker, payload: job.payload, work: tokens, by: None, outcome };
@@ -235,7 +242,7 @@ fn opinion(verifier: u8, job: &ReplayJob, clean: bool) -> Signed {
 
 fn submission(task: &Task, worker: u8) -> Submission {
     let payload = Digest::of(&[&[worker], task.id().0.as_bytes().as_slice()].concat());
-    Submission::new(task.id(), payload, vec![1.0; 4], task.tokens())
+    Submission::new(task.id(), payload, vec![1.0; 4], testing::trail(4), task.tokens())
 }
 
 fn verdicts(job: &Job, accept: &impl Fn(PublicKey) -> bool) -> Vec<Signed> {
@@ -379,7 +386,7 @@ fn nobody_can_hand_in_what_is_not_theirs_or_was_not_committed() {
     assert_eq!(refusal(reply), Some(RefusalReason::CommitmentDiffers));
     let reply = bench.ask(1, &WorkerRequest::Submit(other));
     assert_eq!(refusal(reply), Some(RefusalReason::CommitmentDiffers));
-    let stale = Submission::new(TaskId(Digest::of(b"stale")), Digest::of(b"x"), vec![], 0);
+    let stale = Submission::new(TaskId(Digest::of(b"stale")), Digest::of(b"x"), vec![], testing::trail(0), 0);
     let reply = bench.ask(1, &WorkerRequest::Submit(stale));
     assert_eq!(refusal(reply), Some(RefusalReason::TaskNotOpen));
     let verdict = Signed::seal(

@@ -1,5 +1,6 @@
 use super::*;
 use crate::coordinator::DrawnResult;
+use crate::coordinator::audits::{Next, Opinion, Peer};
 
 #[test]
 fn a_result_that_verifiers_find_false_twice_costs_its_worker_everything_once_the_time_to_appeal_is_over() {
@@ -244,6 +245,32 @@ fn peers_who_all_get_something_else_convict_nobody_and_one_that_gets_the_same_is
 }
 
 #[test]
+fn an_established_worker_is_convicted_by_three_peers_the_last_of_which_is_established_too() {
+    for (probation, takes) in [(0, limits::PEERS_AGAINST), (1000, 2)] {
+        let mut bench = Bench::with_probation(probation, Auditors::Peers, 1, 1);
+        bench.work(1);
+        let (spec, now) = (bench.rounds.state().spec().clone(), bench.now);
+        let spec = RunSpec { audits: spec.audits.map(|audits| Audits { policy: POLICY, ..audits }), ..spec };
+        let mut case = bench.rounds.state().cases.values().next().unwrap().clone();
+        for peer in 2..6u8 {
+            let spoken = case.opinions.len();
+            let convicted = case.next(&spec, &BTreeSet::new(), now) == Next::Convict;
+            assert_eq!(convicted, spoken >= takes, "{spoken} of {takes}");
+            let may = |clean| case.may_take(&spec, &key(peer).public(), clean, now);
+            assert_eq!(may(POLICY.probation), !convicted);
+            assert_eq!(may(POLICY.probation - 1), !convicted && spoken < 2, "the first two may be new");
+            case.peers.insert(key(peer).public(), Peer { deadline: now, commitment: None, handed_in: true });
+            let (verifier, with) = (key(peer).public(), (peer > 2).then(|| key(2).public()));
+            let verdict = Signed::seal(&key(VERIFIER), &WorkerRequest::GiveBack(case.task.id()));
+            case.opinions.push(Opinion { verifier, clean: false, with, verdict });
+        }
+    }
+}
+
+/// How workers get a name.
+const POLICY: AuditPolicy = AuditPolicy { probation: 10, decay: 1, floor: Ppm::ONE };
+
+#[test]
 fn what_is_published_of_a_rounds_audits_can_be_rechecked_and_no_part_of_it_changed() {
     use crate::coordinator::{RecheckError, recheck};
     let mut bench = Bench::audited(3, 2);
@@ -259,7 +286,7 @@ fn what_is_published_of_a_rounds_audits_can_be_rechecked_and_no_part_of_it_chang
     bench.step(Event::Wake);
     let (spec, draw) = (bench.rounds.state().spec().clone(), bench.rounds.state().draw_of(Round(1)).unwrap().clone());
     let found = recheck(&spec, Round(1), &draw).unwrap();
-    assert_eq!((found.results, found.drawn, found.open, found.verdicts), (3, 3, 0, 4));
+    assert_eq!((found.results, found.drawn, found.open, found.verdicts, found.located), (3, 3, 0, 4, 2));
     assert_eq!(recheck(&spec, Round(0), &draw), Err(RecheckError::Secret));
     let place = draw.results.iter().position(|result| result.task == guilty.task.id()).unwrap();
     let altered = |change: fn(&mut DrawnResult)| {
