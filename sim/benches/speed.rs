@@ -32,7 +32,7 @@ const BOWL: &str = "objective = 'surrogate'\nlearning_rate = 0.02\n\
 const NANO: ModelSpec = ModelSpec { layers: 4, width: 128, heads: 4, hidden: 352, context: 64 };
 const NANO_STEPS: u32 = 30;
 const NANO_BATCH: u32 = 12;
-const NANO_ROUNDS: u32 = 4;
+const NANO_ROUNDS: u32 = 2;
 const NANO_WORKERS: u32 = 4;
 
 fn scenario(text: &str) -> Result<Scenario> {

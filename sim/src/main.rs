@@ -21,6 +21,8 @@ Examples:
   Change it, and play it with a hundred seeds, two at a time:
     cargo sim scenarios/baseline.toml --seeds 1..100 --jobs 2 \\
       --set workers.0.count=3
+  Play scenarios that nobody wrote, for ten minutes:
+    cargo sim sweep --seconds 600
   Begin with one of your own:
     cargo sim new mine.toml";
 
