@@ -380,7 +380,9 @@ fn flags_and_subcommands_in_sentences_exist() {
     for entry in fs::read_dir(root().join("tests/help")).unwrap() {
         help += &fs::read_to_string(entry.unwrap().path()).unwrap();
     }
-    for arguments in [&["--help"][..], &["replay", "--help"], &["shrink", "--help"], &["list", "--help"]] {
+    for arguments in
+        [&["--help"][..], &["replay", "--help"], &["shrink", "--help"], &["list", "--help"], &["sweep", "--help"]]
+    {
         let output = Command::new(simulator()).args(arguments).output().unwrap();
         help += &String::from_utf8(output.stdout).unwrap();
     }

@@ -1,8 +1,12 @@
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hydra::protocol::{
-    DeviceKind, Digest, InnerOptimizer, Keypair, ModelSpec, Seed, Signed, Submission, WorkerRequest, below,
+    Commitment, DeviceKind, Digest, InnerOptimizer, Keypair, Layer, ModelSpec, Outcome, PublicKey, Reason, Seed,
+    Signed, Submission, TaskId, Verdict, WorkerRequest, below, wire,
 };
 use hydra::store::Blobs;
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
@@ -48,6 +52,9 @@ pub enum Behaviour {
     Oversized,
     /// Hands in, again and again, the first payload that it committed to.
     Replay,
+    /// Does its work, and makes up messages besides: gives back, commits to, hands in and appeals against what others were
+    /// lent, names tasks that there are not, and judges as if it were a verifier.
+    Forge,
     /// Whatever the program that plays the scenario says: see
     /// [`Simulation::behaviour`](crate::Simulation::behaviour).
     Custom,
@@ -63,7 +70,13 @@ impl Behaviour {
     /// What its tasks are computed with.
     pub(crate) fn engine(self, honest: Arc<dyn Engine>) -> Arc<dyn Engine> {
         match self {
-            Self::Honest | Self::Grief | Self::Mismatch | Self::Oversized | Self::Replay | Self::Custom => honest,
+            Self::Honest
+            | Self::Grief
+            | Self::Mismatch
+            | Self::Oversized
+            | Self::Replay
+            | Self::Forge
+            | Self::Custom => honest,
             _ => Arc::new(Cheat { honest, behaviour: self, kept: Arc::default(), tasks: AtomicU32::new(0) }),
         }
     }
@@ -76,6 +89,21 @@ pub(crate) struct Tamper {
     pub blobs: Arc<dyn Blobs>,
     /// The first payload that it committed to.
     pub first: Option<Digest>,
+    /// What has gone over all lines.
+    pub overheard: Overheard,
+}
+
+/// The newest commitments, and whose they are: what somebody knows who listens to every line.
+pub(crate) type Overheard = Rc<RefCell<VecDeque<(PublicKey, Commitment)>>>;
+
+/// How much of it is remembered.
+const OVERHEARD: usize = 8;
+
+/// What a liar sends besides.
+#[derive(Default)]
+pub(crate) struct Forgeries {
+    pub requests: Vec<Signed>,
+    pub verdicts: Vec<Signed>,
 }
 
 /// What those train on who hand in one update.
@@ -85,6 +113,55 @@ const TEXT: &[u8] = b"All work and no play makes Jack a dull boy; the quick brow
 const OVERSIZED: usize = 4 << 20;
 
 impl Tamper {
+    /// Listens to what a worker asks, and makes up messages where that is what its behaviour is.
+    pub fn forge(&mut self, asked: &WorkerRequest) -> Forgeries {
+        let me = self.key.public();
+        if let WorkerRequest::Commit(commitment) = asked {
+            let mut overheard = self.overheard.borrow_mut();
+            overheard.push_back((me, *commitment));
+            if overheard.len() > OVERHEARD {
+                overheard.pop_front();
+            }
+        }
+        if self.behaviour != Behaviour::Forge {
+            return Forgeries::default();
+        }
+        let mut forged = Forgeries::default();
+        for (worker, theirs) in self.overheard.borrow().iter() {
+            let nowhere = TaskId(Digest::of(theirs.task.0.as_bytes()));
+            let largest = Commitment { task: nowhere, tokens: u64::MAX, ..*theirs };
+            let other = Commitment { payload: nowhere.0, ..*theirs };
+            let (losses, states) = (vec![f32::MAX; 3], vec![nowhere.0; 3]);
+            let hand_in = |commitment| {
+                WorkerRequest::Submit(Submission { commitment, losses: losses.clone(), states: states.clone() })
+            };
+            let requests = [
+                WorkerRequest::Commit(*theirs),
+                WorkerRequest::Commit(other),
+                WorkerRequest::Commit(largest),
+                hand_in(*theirs),
+                hand_in(other),
+                hand_in(largest),
+                WorkerRequest::Appeal(theirs.task),
+                WorkerRequest::Lease { tokens_per_second: u32::MAX },
+            ];
+            let theirs_only = [WorkerRequest::GiveBack(theirs.task), WorkerRequest::Heartbeat(theirs.task)];
+            let requests = requests.into_iter().chain(theirs_only.into_iter().filter(|_| *worker != me));
+            forged.requests.extend(requests.map(|request| Signed::seal(&self.key, &request)));
+            let accepted = |layer| Outcome::Accepted { layer, tokens: theirs.tokens, norm: 1.0 };
+            let rejected = |layer| Outcome::Rejected { layer, reason: Reason::NotFinite };
+            let layers = [Layer::Admission, Layer::Statistics, Layer::Replay];
+            for outcome in layers.map(|layer| if *worker == me { accepted(layer) } else { rejected(layer) }) {
+                let (task, payload, work) = (theirs.task, theirs.payload, theirs.tokens);
+                let verdict = Verdict { task, worker: *worker, payload, work, by: None, outcome };
+                // As itself, and as somebody who was never there before.
+                let nobody = Keypair::from_secret(Digest::of(&wire::encode(&verdict)).as_bytes());
+                forged.verdicts.extend([&self.key, &nobody].map(|key| Signed::seal(key, &verdict)));
+            }
+        }
+        forged
+    }
+
     /// What is sent instead, if anything is.
     pub fn request(&mut self, request: Signed) -> Option<Signed> {
         if self.behaviour.is_honest() {

@@ -75,6 +75,14 @@ pub(crate) fn failures(scenario: &Scenario, done: u32, outcome: &Outcome) -> Vec
         let strikes = outcome.strikes.len() as u64;
         demand(strikes >= least, format!("{strikes} things went wrong, not at least {least}"));
     }
+    let queries = outcome.queries.unwrap_or_default();
+    for (least, count, what) in [
+        (expect.answered_at_least, queries.answered, "answered"),
+        (expect.refused_at_least, queries.refused, "refused for want of tokens"),
+    ] {
+        let least = least.unwrap_or(0);
+        demand(count >= least, format!("{count} queries were {what}, not at least {least}"));
+    }
     failures
 }
 
@@ -133,6 +141,7 @@ mod tests {
             workers: vec![],
             verifiers: vec![],
             rounds: rounds.iter().map(row).collect(),
+            queries: None,
             strikes: strikes.iter().map(strike).collect(),
             log: vec![],
         }

@@ -3,6 +3,7 @@ use std::iter;
 use rand::rngs::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::Group;
 use crate::chance::exponential;
 
 /// Something that goes wrong, once, several times or at random, and is mended after a while.
@@ -54,6 +55,12 @@ pub enum Trouble {
     Mute,
     /// Nothing can be written to the disk.
     DiskFull,
+    /// Each write takes so many milliseconds.
+    SlowDisk(u64),
+    /// Whatever it fetches arrives with a bit turned over, which its digest tells.
+    CorruptBlob,
+    /// Its clock is ahead by so many seconds, or behind.
+    ClockSkew(i64),
 }
 
 /// Whom it happens to.
@@ -107,7 +114,9 @@ impl Fault {
             T::Crash => true,
             T::CrashWriting => self.who == V::Coordinator,
             T::Pause | T::Cut | T::Deaf | T::Mute => matches!(self.who, V::Coordinator | V::Workers),
-            T::DiskFull => matches!(self.who, V::Coordinator | V::Ledger),
+            T::DiskFull | T::SlowDisk(_) => matches!(self.who, V::Coordinator | V::Ledger),
+            T::CorruptBlob => matches!(self.who, V::Verifiers | V::Workers),
+            T::ClockSkew(_) => self.who == V::Workers,
         };
         let times = [self.every_seconds, self.each_round_within_seconds];
         let ways = usize::from(!self.at_seconds.is_empty()) + times.iter().flatten().count();
@@ -126,10 +135,20 @@ impl Fault {
         if self.for_seconds < 1.0 || self.from_seconds < 0.0 {
             return Err("for_seconds is at least 1, from_seconds at least 0".to_owned());
         }
+        if matches!(self.what, T::ClockSkew(seconds) if seconds.abs() > 120) {
+            return Err(
+                "a clock is at most 120 seconds off, beyond which a coordinator would refuse its calls".to_owned()
+            );
+        }
         if self.group.is_some() && self.who != V::Workers {
             return Err("only workers have a group".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether it may be about workers of this group.
+    pub(crate) fn hits(&self, group: &Group) -> bool {
+        self.who == Victim::Workers && self.group.as_ref().is_none_or(|name| group.name.as_ref() == Some(name))
     }
 
     fn strike(&self, after_seconds: f64) -> Strike {

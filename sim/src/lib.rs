@@ -11,16 +11,20 @@ mod disk;
 mod expect;
 mod faults;
 pub mod folder;
+mod laws;
 mod network;
 mod outcome;
 mod panel;
 mod presence;
 mod process;
 mod prose;
+mod queries;
 mod report;
 mod scenario;
 pub mod shrink;
+mod simulation;
 mod surrogate;
+pub mod sweep;
 mod world;
 
 pub use behaviour::Behaviour;
@@ -28,8 +32,10 @@ pub use faults::{Fault, Faults, Strike, Trouble, Victim};
 pub use outcome::{Caught, GroupOutcome, Outcome, RoundRow, Struck, VerifierOutcome, WorkerOutcome};
 pub use panel::VerifierBehaviour;
 pub use presence::{Availability, Churn, Diurnal};
+pub use queries::{Queries, QueryCounts};
 pub use scenario::{
-    Audits, Device, Expectations, Group, Job, Network, Objective, Scenario, ScenarioError, Speed, VerifierGroup,
+    Audits, Device, Economy, Expectations, Group, Job, Network, Objective, Scenario, ScenarioError, Speed, Store,
+    VerifierGroup,
 };
+pub use simulation::{EngineOf, Progress, SimError, Simulation, run};
 pub use surrogate::Surrogate;
-pub use world::{EngineOf, Progress, SimError, Simulation, run};

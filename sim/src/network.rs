@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient};
 use hydra::coordinator::{Event, ReplyTo};
-use hydra::protocol::{Seed, Signed, Time, WorkerRequest, below, limits};
+use hydra::protocol::{PublicKey, Seed, Signed, Time, WorkerRequest, below, limits};
 use hydra::runtime;
 use rand::rngs::ChaCha8Rng;
 
-use crate::behaviour::Tamper;
+use crate::behaviour::{Forgeries, Tamper};
+use crate::disk::KeptResult;
+use crate::laws::Laws;
 use crate::scenario::Network;
-use crate::world::{Log, virtual_now};
+use crate::simulation::{Log, virtual_now};
 
 /// How it stands with a machine. Replies carry it to wherever they are called, so it can cross threads.
 #[derive(Debug, Default)]
@@ -21,6 +23,8 @@ pub(crate) struct Standing {
     pub deaf: AtomicU32,
     /// Reasons for which nothing that it says arrives.
     pub mute: AtomicU32,
+    /// Reasons for which what it fetches arrives damaged.
+    pub damaged: AtomicU32,
     /// It stands still until then, virtual milliseconds.
     paused_until: AtomicU64,
 }
@@ -97,30 +101,31 @@ pub(crate) struct Front {
     pub standing: Arc<Standing>,
 }
 
+/// One end of a line: a worker, as it is seen from there.
+pub(crate) struct Line {
+    pub worker: usize,
+    pub key: PublicKey,
+    pub network: Network,
+    pub standing: Arc<Standing>,
+    pub kept: KeptResult,
+}
+
 /// The line between one worker and the coordinator: stands in for the coordinator towards the worker, delays what
 /// goes through, loses some of it and brings some of it twice. Its draws are its own, so that one worker's traffic does
 /// not change another's luck.
 pub(crate) struct Link {
-    worker: usize,
-    network: Network,
+    line: Line,
     rng: ChaCha8Rng,
     front: Rc<Front>,
-    standing: Arc<Standing>,
     tamper: Tamper,
     log: Rc<RefCell<Log>>,
+    laws: Laws,
 }
 
 impl Link {
-    pub fn new(
-        worker: usize,
-        network: Network,
-        seed: &Seed,
-        front: Rc<Front>,
-        standing: Arc<Standing>,
-        tamper: Tamper,
-        log: Rc<RefCell<Log>>,
-    ) -> Self {
-        Self { worker, network, rng: seed.derive("link", worker as u64).rng(), front, standing, tamper, log }
+    pub fn new(line: Line, seed: &Seed, front: Rc<Front>, tamper: Tamper, log: Rc<RefCell<Log>>, laws: Laws) -> Self {
+        let rng = seed.derive("link", line.worker as u64).rng();
+        Self { line, rng, front, tamper, log, laws }
     }
 
     fn happens(&mut self, share: f64) -> bool {
@@ -130,21 +135,24 @@ impl Link {
     /// How long the next message takes, or `None` when it is lost. Always two draws, so that losing one message does
     /// not shift the luck of the rest.
     fn passage(&mut self) -> Option<Duration> {
-        let [shortest, longest] = self.network.latency_ms;
+        let [shortest, longest] = self.line.network.latency_ms;
         let delay = shortest + below(&mut self.rng, longest - shortest + 1);
-        let lost = self.happens(self.network.loss);
+        let lost = self.happens(self.line.network.loss);
         (!lost).then(|| Duration::from_millis(delay))
     }
 
     fn send(&mut self, request: Signed, reply: ReplyTo) {
         let (there, back) = (self.passage(), self.passage());
-        let (worker, log) = (self.worker, Rc::clone(&self.log));
+        let (worker, log) = (self.line.worker, Rc::clone(&self.log));
         let asked = request.claimed_message::<WorkerRequest>();
         log.borrow_mut().write(&format!("worker {worker} sends {asked:?}{}", lost(there)));
         let Some(there) = there else { return };
-        let (front, worker_standing) = (Rc::clone(&self.front), Arc::clone(&self.standing));
-        let (from, to) = (Arc::clone(&self.front.standing), Arc::clone(&self.standing));
+        let (front, worker_standing) = (Rc::clone(&self.front), Arc::clone(&self.line.standing));
+        let (from, to) = (Arc::clone(&self.front.standing), Arc::clone(&self.line.standing));
+        let (key, laws) = (self.line.key, self.laws.clone());
         let reply: ReplyTo = Box::new(move |body| {
+            // Said is said, whether it arrives or not.
+            laws.answered(&key, asked.as_ref().ok(), &body);
             // Called on the coordinator's thread, which is the only one.
             actix::spawn(async move {
                 let Some(back) = back else { return };
@@ -176,6 +184,17 @@ impl Link {
             drop(coordinator.try_send(Event::Request { request, reply }));
         });
     }
+
+    /// Sends what it has made up, and hears no answers to that.
+    fn forge(&mut self, asked: &WorkerRequest) {
+        let Forgeries { requests, verdicts } = self.tamper.forge(asked);
+        for request in requests {
+            self.send(request, Box::new(drop));
+        }
+        if let (false, Some(coordinator)) = (verdicts.is_empty(), self.front.place.get()) {
+            drop(coordinator.try_send(Event::Verdicts(verdicts)));
+        }
+    }
 }
 
 impl Actor for Link {
@@ -187,9 +206,16 @@ impl Handler<Event<ReplyTo>> for Link {
 
     fn handle(&mut self, event: Event<ReplyTo>, _: &mut Self::Context) {
         let Event::Request { request, reply } = event else { return };
+        if let Ok(asked) = request.claimed_message::<WorkerRequest>() {
+            if !self.line.kept.covers(&asked) {
+                let worker = self.line.worker;
+                self.laws.tell(format!("worker {worker} binds itself to what is not on its disk: {asked:?}"));
+            }
+            self.forge(&asked);
+        }
         let Some(request) = self.tamper.request(request) else { return };
         // Without duplicates there is nothing to draw for.
-        if self.network.duplicates > 0.0 && self.happens(self.network.duplicates) {
+        if self.line.network.duplicates > 0.0 && self.happens(self.line.network.duplicates) {
             // Whichever answer comes first is the answer.
             let waiting = Arc::new(Mutex::new(Some(reply)));
             for request in [request.clone(), request] {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::expect::failures;
 use crate::faults::{Trouble, Victim};
 use crate::scenario::Group;
-use crate::{Behaviour, Scenario, VerifierBehaviour};
+use crate::{Behaviour, QueryCounts, Scenario, VerifierBehaviour};
 
 /// What came of a scenario.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,6 +38,8 @@ pub struct Outcome {
     pub verifiers: Vec<VerifierOutcome>,
     /// Each round that closed.
     pub rounds: Vec<RoundRow>,
+    /// What became of the queries, where customers asked any.
+    pub queries: Option<QueryCounts>,
     /// What went wrong, in order.
     pub strikes: Vec<Struck>,
     /// The events themselves: virtual milliseconds, a space and what happened.
@@ -107,7 +109,7 @@ pub struct WorkerOutcome {
     pub found_false: u64,
     /// What it was paid.
     pub pay: Amount,
-    /// What is left of that, vested or not.
+    /// What is left of that, vested or not; what went on queries, or came of them, is not counted.
     pub kept: Amount,
     /// Whether it gets no more work.
     pub banned: bool,
@@ -183,6 +185,9 @@ pub(crate) struct Played {
     pub verifiers: Vec<(PublicKey, VerifierBehaviour)>,
     pub caught: BTreeMap<PublicKey, Caught>,
     pub rounds: Vec<RoundRow>,
+    /// What each has spent on queries, less what others' queries have brought, µHYD.
+    pub spent: BTreeMap<PublicKey, i128>,
+    pub queries: Option<QueryCounts>,
     pub struck: Vec<Struck>,
     /// What must always hold and did not.
     pub broken: Vec<String>,
@@ -194,10 +199,25 @@ pub(crate) struct Played {
 
 /// What came of `scenario`.
 pub(crate) fn outcome(scenario: &Scenario, seed: u64, played: Played) -> Outcome {
-    let Played { state, ledger, workers, verifiers, caught, mut rounds, struck, broken, cut_short, took, log } = played;
+    let Played {
+        state,
+        ledger,
+        workers,
+        verifiers,
+        caught,
+        mut rounds,
+        spent,
+        queries,
+        struck,
+        broken,
+        cut_short,
+        took,
+        log,
+    } = played;
     let kept = |key: &PublicKey| {
         let posts = ledger.book().posts(Account::Wallet(*key));
-        Amount::try_from(posts.balance().0 + posts.credits_pending).unwrap_or(Amount::ZERO)
+        let spent = spent.get(key).copied().unwrap_or(0);
+        Amount::try_from(posts.balance().0 + posts.credits_pending + spent).unwrap_or(Amount::ZERO)
     };
     let worker = |(key, behaviour): &(PublicKey, Behaviour)| {
         let record = state.workers().get(key).copied().unwrap_or_default();
@@ -238,6 +258,7 @@ pub(crate) fn outcome(scenario: &Scenario, seed: u64, played: Played) -> Outcome
         workers,
         verifiers,
         rounds,
+        queries,
         strikes: struck,
         log,
     };

@@ -1,4 +1,6 @@
-use std::iter;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, iter};
 
 use rand::rngs::ChaCha8Rng;
 use serde::Deserialize;
@@ -22,6 +24,20 @@ pub enum Availability {
     Churn(Churn),
     /// From the first of each pair of virtual seconds to the second, all together.
     Between(Vec<[f64; 2]>),
+    /// As machines were seen to come and go: a file, relative to the scenario's, of lines `machine,from,to` (a number or a
+    /// name, and virtual seconds). Each worker follows one machine; where there are more workers, several follow one.
+    Trace(Trace),
+}
+
+/// Machines that were watched.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct Trace {
+    /// The file.
+    pub file: PathBuf,
+    /// When each machine was there.
+    #[serde(skip)]
+    machines: Vec<Vec<[f64; 2]>>,
 }
 
 /// Some hours of each day.
@@ -48,10 +64,46 @@ pub struct Churn {
 }
 
 impl Availability {
+    /// Reads the file of a trace, which lies in `folder`.
+    pub(crate) fn read_trace(&mut self, folder: &Path) -> Result<(), String> {
+        let Self::Trace(trace) = self else { return Ok(()) };
+        let path = folder.join(&trace.file);
+        let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let mut machines: BTreeMap<&str, Vec<[f64; 2]>> = BTreeMap::new();
+        for (number, line) in
+            (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'))
+        {
+            let parts: Vec<&str> = line.split(',').map(str::trim).collect();
+            let stay = match parts[..] {
+                [machine, from, to] => from.parse().ok().zip(to.parse().ok()).map(|(from, to)| (machine, [from, to])),
+                _ => None,
+            };
+            let (machine, stay) =
+                stay.ok_or_else(|| format!("{}, line {number}: write machine,from,to", path.display()))?;
+            machines.entry(machine).or_default().push(stay);
+        }
+        trace.machines = machines.into_values().collect();
+        let sound = trace.machines.iter().all(|stays| Self::Between(stays.clone()).check().is_ok());
+        if sound && !trace.machines.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{}: each machine's stays are in order and apart, and there is at least one", path.display()))
+    }
+
+    /// What one of a group's workers does: of a trace, one machine.
+    pub(crate) fn of(&self, place: usize) -> Self {
+        match self {
+            Self::Trace(Trace { machines, .. }) if !machines.is_empty() => {
+                Self::Between(machines[place % machines.len()].clone())
+            }
+            other => other.clone(),
+        }
+    }
+
     /// What is wrong with its numbers.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let fine = match self {
-            Self::Always => true,
+            Self::Always | Self::Trace(_) => true,
             Self::Diurnal(Diurnal { from_hour, hours, spread_hours }) => {
                 (0.0..=24.0).contains(from_hour) && *hours > 0.0 && *spread_hours >= 0.0 && hours + spread_hours < 24.0
             }
@@ -77,7 +129,8 @@ impl Availability {
     /// and possibly without end.
     pub(crate) fn changes(&self, mut rng: ChaCha8Rng) -> Box<dyn Iterator<Item = (f64, bool)>> {
         match self.clone() {
-            Self::Always => Box::new(iter::once((0.0, true))),
+            // Of a trace, each worker has its own machine: see `of`.
+            Self::Always | Self::Trace(_) => Box::new(iter::once((0.0, true))),
             Self::Diurnal(Diurnal { from_hour, hours, spread_hours }) => {
                 let shift = (unit(&mut rng) - 0.5) * spread_hours * HOUR;
                 // Yesterday's stay may reach into today.

@@ -38,8 +38,16 @@ impl<A: Actor<Context = Context<A>>> Process<A> {
     /// Starts the actor that `make` makes. Whatever it reaches beyond itself must look at the flag that `make` is handed:
     /// it says whether this process still lives.
     pub fn start(&self, make: impl FnOnce(&mut Context<A>, &Arc<AtomicBool>) -> A) -> Addr<A> {
+        self.start_with(Arc::new(AtomicBool::new(true)), make)
+    }
+
+    /// The same, with a flag that somebody has already.
+    pub fn start_with(
+        &self,
+        alive: Arc<AtomicBool>,
+        make: impl FnOnce(&mut Context<A>, &Arc<AtomicBool>) -> A,
+    ) -> Addr<A> {
         let (kill, killed) = oneshot::channel();
-        let alive = Arc::new(AtomicBool::new(true));
         let address = A::create(|ctx| {
             let killed = actix::fut::wrap_future::<_, A>(killed);
             ctx.spawn(killed.map(|_, _, ctx: &mut Context<A>| ctx.terminate()));
@@ -126,13 +134,27 @@ pub(crate) struct WorldBlobs {
     pub work: Arc<UnderWay>,
 }
 
+thread_local! {
+    /// Whether what the work on this thread fetches arrives damaged.
+    static DAMAGED: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Blobs for WorldBlobs {
     fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
         self.kept.put(bytes)
     }
 
     fn get(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
-        self.kept.get(digest)
+        let mut bytes = self.kept.get(digest)?;
+        if DAMAGED.get() {
+            let middle = bytes.len() / 2;
+            bytes.get_mut(middle).into_iter().for_each(|byte| *byte ^= 1);
+            if Digest::of(&bytes) != *digest {
+                let problem = "what arrived is not what its name says".to_owned();
+                return Err(BlobError::Remote { digest: *digest, problem });
+            }
+        }
+        Ok(bytes)
     }
 
     fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
@@ -193,8 +215,12 @@ impl Executor for Using {
             machine.work.wait();
         }
         let counted = Counted::new(&machine.work);
+        // As it is now, in virtual time, whenever a thread comes to it.
+        let damaged = machine.standing.damaged.load(Ordering::Relaxed) > 0;
         let job = Box::new(move || {
+            DAMAGED.set(damaged);
             let done = job();
+            DAMAGED.set(false);
             drop(counted);
             // Nobody receives any more when the world has ended.
             let _ = send.send(done);

@@ -13,7 +13,7 @@ const BOTTOM: f64 = 28.0;
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:800px;margin:2em auto;padding:0 1em;\
 color:#222;background:#fff}h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse}\
 td,th{padding:.15em .8em .15em 0;text-align:right;font-variant-numeric:tabular-nums}td:first-child,th:first-child\
-{text-align:left}th{border-bottom:1px solid #999}svg{width:100%;height:auto}.bad{color:#b00020}.good{color:#00692b}\
+{text-align:left}.wide{overflow-x:auto}th{border-bottom:1px solid #999}svg{width:100%;height:auto}.bad{color:#b00020}.good{color:#00692b}\
 code{font-size:.9em;overflow-wrap:anywhere}\
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}.bad{color:#ff7b7b}.good{color:#6fd08c}}";
 
@@ -69,13 +69,23 @@ pub(crate) fn report(played: &Played, scenario: &Scenario, outcome: &Outcome) ->
         page.push_str("<p>Shaded: something was wrong. Time runs in virtual seconds.</p>");
     }
     page.push_str(&groups(scenario, outcome));
+    if let Some(queries) = &outcome.queries {
+        put(
+            &mut page,
+            format_args!(
+                "<h2>Queries</h2><table><tr><td>asked<td>{}<tr><td>answered<td>{}<tr><td>refused for want of tokens<td>{}\
+                 <tr><td>given back<td>{}<tr><td>paid<td>{}</table>",
+                queries.asked, queries.answered, queries.refused, queries.given_back, queries.paid,
+            ),
+        );
+    }
     page.push_str("</html>\n");
     page
 }
 
 fn groups(scenario: &Scenario, outcome: &Outcome) -> String {
     let mut table = String::from(
-        "<h2>Groups</h2><table><tr><th>group<th>workers<th>accepted<th>rejected<th>found false<th>paid, HYD\
+        "<h2>Groups</h2><div class=wide><table><tr><th>group<th>workers<th>accepted<th>rejected<th>found false<th>paid, HYD\
          <th>kept, HYD<th>shut out",
     );
     for group in outcome.groups(scenario) {
@@ -94,7 +104,7 @@ fn groups(scenario: &Scenario, outcome: &Outcome) -> String {
             ),
         );
     }
-    table + "</table>"
+    table + "</table></div>"
 }
 
 /// A line through `points`, over bands for the times at which something was wrong.

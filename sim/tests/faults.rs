@@ -38,6 +38,7 @@ fn whatever_breaks_and_is_mended_the_model_and_what_everybody_is_paid_in_all_sta
         "what = 'mute'\nwho = 'workers'\nat_seconds = [4]\nfor_seconds = 30",
         "what = 'disk-full'\nwho = 'ledger'\nat_seconds = [1]\nfor_seconds = 45",
         "what = 'disk-full'\nwho = 'coordinator'\nat_seconds = [5]\nfor_seconds = 30",
+        "what = { slow-disk = 800 }\nwho = 'coordinator'\nat_seconds = [1]\nfor_seconds = 30",
     ] {
         let outcome = play(&format!("[[faults]]\n{fault}\n[expect]\nhonest_lose_nothing = true\nstrikes_at_least = 1"));
         assert_eq!(outcome.model, calm.model, "{fault}");
@@ -54,6 +55,60 @@ fn lines_that_bring_messages_twice_and_clocks_that_are_off_change_nothing_either
     let changed = SMALL.replace("tokens_per_second = [20, 60]", "tokens_per_second = 40, clock_skew_seconds = 120");
     let skewed = Scenario::parse(Path::new("small.toml"), &changed).unwrap();
     assert_eq!(run(&skewed, 5, 2).unwrap().model, calm.model);
+}
+
+#[test]
+fn what_arrives_damaged_is_noticed_and_fetched_again() {
+    let calm = play("");
+    let workers =
+        play("[[faults]]\nwhat = 'corrupt-blob'\nwho = 'workers'\nshare = 0.5\nat_seconds = [6]\nfor_seconds = 12");
+    assert!(workers.log.iter().any(|line| line.contains("TaskFailed") && line.contains("not what its name says")));
+    assert_eq!(workers.model, calm.model);
+    let verifiers = "[[verifiers]]\ncount = 2\ntokens_per_second = 200\n[audits]\n";
+    let damaged = "[[faults]]\nwhat = 'corrupt-blob'\nwho = 'verifiers'\nat_seconds = [3, 15]\nfor_seconds = 10";
+    let outcome = play(&format!("{verifiers}{damaged}\n[expect]\nhonest_lose_nothing = true"));
+    assert_eq!(outcome.model, calm.model);
+}
+
+#[test]
+fn a_clock_that_is_wrong_for_a_while_and_a_slow_ledger_change_nothing() {
+    let calm = play("");
+    for fault in [
+        "what = { clock-skew = -120 }\nwho = 'workers'\nshare = 0.5\nat_seconds = [4, 20]\nfor_seconds = 12",
+        "what = { clock-skew = 120 }\nwho = 'workers'\nat_seconds = [4]\nfor_seconds = 12",
+        "what = { slow-disk = 3000 }\nwho = 'ledger'\nat_seconds = [1]\nfor_seconds = 60",
+    ] {
+        assert_eq!(play(&format!("[[faults]]\n{fault}")).model, calm.model, "{fault}");
+    }
+}
+
+#[test]
+fn what_sqlite_makes_of_torn_writes_is_what_memory_does() {
+    let faults = "[[faults]]\nwhat = 'crash-writing'\nwho = 'coordinator'\nat_seconds = [1, 5, 9, 13, 17, 21, 25]\n\
+        for_seconds = 1\n[[faults]]\nwhat = 'crash'\nwho = 'ledger'\nevery_seconds = 9\nuntil_seconds = 60\nfor_seconds = 2\n";
+    let memory = play(faults);
+    let text = format!("{SMALL}{faults}").replace("rounds = 4", "store = 'sqlite', rounds = 4");
+    let sqlite = run(&Scenario::parse(Path::new("small.toml"), &text).unwrap(), 5, 2).unwrap();
+    assert_eq!(sqlite.failures, Vec::<String>::new());
+    assert_eq!(sqlite.state_hash, memory.state_hash);
+}
+
+#[test]
+fn workers_follow_the_machines_of_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("seen.csv"), "# two machines\na,0,8\nb,4,30\na,20,500\nb,40,500\n").unwrap();
+    let text = SMALL.replace("count = 6", "availability = { trace = 'seen.csv' }, count = 6");
+    let path = folder.path().join("trace.toml");
+    let outcome = run(&Scenario::parse(&path, &text).unwrap(), 5, 2).unwrap();
+    assert_eq!(outcome.failures, Vec::<String>::new());
+    for line in ["4000 worker 1 comes", "8000 worker 4 leaves", "20000 worker 0 comes"] {
+        assert!(outcome.log.iter().any(|event| event == line), "{line}");
+    }
+    for (trace, said) in [("a,8,0\n", "in order"), ("a,1\n", "line 1: write machine,from,to"), ("", "at least one")] {
+        std::fs::write(folder.path().join("seen.csv"), trace).unwrap();
+        let error = Scenario::parse(&path, &text).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("seen.csv"), "{error}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
+use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient, SpawnHandle};
 
 use super::RecordStore;
 use super::core::{Effect, Event, Rounds};
@@ -26,6 +26,8 @@ pub struct Coordinator {
     records: Vec<Record>,
     /// What waits for them to be.
     held: Vec<Effect<ReplyTo>>,
+    /// The one wake that is planned: an earlier plan is given up, or their number would only ever grow.
+    alarm: Option<SpawnHandle>,
 }
 
 /// Writes what the events so far have brought, and does what they want done.
@@ -57,7 +59,7 @@ impl Coordinator {
     /// A coordinator that begins, or goes on, when it is started.
     #[must_use]
     pub fn new(core: Rounds<ReplyTo>, ports: CoordinatorPorts) -> Self {
-        Self { core, ports, records: Vec::new(), held: Vec::new() }
+        Self { core, ports, records: Vec::new(), held: Vec::new(), alarm: None }
     }
 
     /// Takes an event. Its effects wait until the records of all events that are in the mailbox by now are on disk:
@@ -111,7 +113,10 @@ impl Coordinator {
             }),
             Effect::Forget(blobs) => self.forget(&blobs),
             Effect::WakeAt(at) => {
-                ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
+                let alarm = ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
+                if let Some(earlier) = self.alarm.replace(alarm) {
+                    ctx.cancel_future(earlier);
+                }
             }
             Effect::Report(report) => self.ports.watch.note(Note::Coordinator(report)),
         }

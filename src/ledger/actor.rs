@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
+use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient, SpawnHandle};
 
 use super::{Answer, Desk, Request, Written};
 use crate::protocol::{Time, limits};
@@ -13,8 +13,8 @@ pub type AnswerTo = Option<Box<dyn FnOnce(Answer) + Send>>;
 pub struct LedgerActor {
     core: Desk<AnswerTo>,
     clock: Arc<dyn Clock>,
-    /// When the clock is asked next.
-    alarm: Option<Time>,
+    /// When the clock is asked next, and what is to be given up should that be earlier.
+    alarm: Option<(Time, SpawnHandle)>,
 }
 
 /// A request, and who is to be told the answer.
@@ -84,12 +84,14 @@ impl LedgerActor {
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
         let Some(due) = self.core.core().next_due() else { return };
-        if self.alarm.is_some_and(|alarm| alarm <= due) {
+        if self.alarm.is_some_and(|(alarm, _)| alarm <= due) {
             return;
         }
-        self.alarm = Some(due);
         let wait = due.since(self.clock.now());
-        ctx.notify_later(Alarm, if self.core.is_ready() { wait } else { wait.max(limits::LEDGER_RETRY) });
+        let alarm = ctx.notify_later(Alarm, if self.core.is_ready() { wait } else { wait.max(limits::LEDGER_RETRY) });
+        if let Some((_, later)) = self.alarm.replace((due, alarm)) {
+            ctx.cancel_future(later);
+        }
     }
 }
 

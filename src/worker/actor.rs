@@ -2,7 +2,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient};
+use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient, SpawnHandle};
 
 use super::ResultStore;
 use super::core::{Effect, Event, Finished, Labour};
@@ -24,6 +24,8 @@ pub struct Worker {
     /// Stops the training under way.
     stop: Arc<AtomicBool>,
     left: Option<Finished>,
+    /// The one wake that is planned: an earlier plan is given up, or their number would only ever grow.
+    alarm: Option<SpawnHandle>,
 }
 
 /// Everything a worker reaches beyond itself.
@@ -46,7 +48,7 @@ impl Worker {
     /// A worker that signs with `key`.
     #[must_use]
     pub fn new(core: Labour, key: Keypair, ports: WorkerPorts) -> Self {
-        Self { core, key, ports, stop: Arc::default(), left: None }
+        Self { core, key, ports, stop: Arc::default(), left: None, alarm: None }
     }
 
     /// Hands this in first: an earlier process finished it and heard no acknowledgement.
@@ -73,7 +75,10 @@ impl Worker {
                 Effect::Upload(payload) => self.upload(payload, ctx),
                 Effect::Cancel => self.stop.store(true, Ordering::Relaxed),
                 Effect::WakeAt(at) => {
-                    ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
+                    let alarm = ctx.notify_later(Event::Wake, at.since(self.ports.clock.now()));
+                    if let Some(earlier) = self.alarm.replace(alarm) {
+                        ctx.cancel_future(earlier);
+                    }
                 }
             }
         }

@@ -76,7 +76,7 @@ pub enum Effect {
     Upload(Vec<u8>),
     /// Stop training as soon as possible.
     Cancel,
-    /// Send [`Event::Wake`] at this time.
+    /// Send [`Event::Wake`] at this time, and not at one that was asked for before.
     WakeAt(Time),
 }
 

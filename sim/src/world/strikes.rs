@@ -1,17 +1,18 @@
 //! What befalls a world's nodes, and how they get over it.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hydra::protocol::below;
 use rand::rngs::ChaCha8Rng;
 
-use super::{Node, World, seconds, virtual_now, virtual_seconds};
-use crate::disk::Torn;
+use super::{Node, World, seconds, virtual_now};
+use crate::disk::{Health, Torn};
 use crate::faults::{Faults, Strike, Trouble, Victim, hit};
 use crate::network::Standing;
 use crate::outcome::Struck;
+use crate::simulation::virtual_seconds;
 
 impl World {
     pub(super) async fn suffer(self: Rc<Self>, mut source: Faults, mut rng: ChaCha8Rng) {
@@ -78,6 +79,9 @@ impl World {
         let standing = self.standing(strike.who, index);
         match strike.what {
             Trouble::Crash => self.fall(strike.who, index),
+            Trouble::SlowDisk(ms) => self.health(strike.who).slow.set(Duration::from_millis(ms)),
+            Trouble::CorruptBlob => self.damaged(strike.who, index, |reasons| reasons + 1),
+            Trouble::ClockSkew(seconds) => self.skew(index, seconds),
             Trouble::CrashWriting => {
                 self.restart.set(seconds(strike.for_seconds));
                 self.records.health.torn.set(Some(torn));
@@ -85,28 +89,40 @@ impl World {
             Trouble::Pause => standing.pause(virtual_now() + seconds(strike.for_seconds)),
             Trouble::Cut | Trouble::Deaf | Trouble::Mute => change(standing, strike.what, |reasons| reasons + 1),
             Trouble::DiskFull => {
-                let full = self.disk(strike.who);
+                let full = &self.health(strike.who).full;
                 full.set(full.get() + 1);
             }
         }
     }
 
-    fn mend(&self, what: Trouble, who: Victim, index: usize) {
+    fn mend(self: &Rc<Self>, what: Trouble, who: Victim, index: usize) {
         match what {
             Trouble::Crash => self.rise(who, index),
+            Trouble::SlowDisk(_) => self.health(who).slow.set(Duration::ZERO),
+            Trouble::CorruptBlob => self.damaged(who, index, |reasons| reasons.saturating_sub(1)),
+            Trouble::ClockSkew(seconds) => self.skew(index, -seconds),
             Trouble::CrashWriting | Trouble::Pause => {}
             Trouble::Cut | Trouble::Deaf | Trouble::Mute => {
                 change(self.standing(who, index), what, |reasons| reasons.saturating_sub(1));
             }
             Trouble::DiskFull => {
-                let full = self.disk(who);
+                let full = &self.health(who).full;
                 full.set(full.get().saturating_sub(1));
             }
         }
     }
 
-    fn disk(&self, who: Victim) -> &Cell<u32> {
-        if who == Victim::Ledger { &self.journal.health.full } else { &self.records.health.full }
+    fn health(&self, who: Victim) -> &Health {
+        if who == Victim::Ledger { &self.journal.health } else { &self.records.health }
+    }
+
+    fn damaged(&self, who: Victim, index: usize, by: impl Fn(u32) -> u32) {
+        let standing = if who == Victim::Verifiers { &self.desks[index] } else { &self.workers[index].standing };
+        standing.damaged.store(by(standing.damaged.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+
+    fn skew(&self, index: usize, seconds: i64) {
+        self.workers[index].skew.fetch_add(1000 * seconds, Ordering::Relaxed);
     }
 }
 

@@ -103,7 +103,7 @@ pub enum Effect<R> {
     },
     /// These blobs are not needed any more.
     Forget(Vec<Digest>),
-    /// Send [`Event::Wake`] at this time.
+    /// Send [`Event::Wake`] at this time, and not at one that was asked for before.
     WakeAt(Time),
     /// Tell whoever watches.
     Report(Report),

@@ -1,10 +1,12 @@
+mod check;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
 use hydra::protocol::{
-    self, Aggregation, AuditPolicy, Auditors, Codec, Digest, Emission, InnerOptimizer, ModelSpec, OuterOptimizer, Ppm,
-    RunSpec, Schedule, SecretChain, Seed, SpecError, Timing,
+    self, Aggregation, Amount, AuditPolicy, Auditors, Codec, Digest, Emission, InnerOptimizer, ModelSpec,
+    OuterOptimizer, Ppm, RunSpec, Schedule, SecretChain, Seed, SpecError, Timing,
 };
 use rand::rngs::ChaCha8Rng;
 use schemars::JsonSchema;
@@ -12,8 +14,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
 use crate::chance::log_uniform;
-use crate::faults::Victim;
-use crate::{Availability, Behaviour, Fault, VerifierBehaviour};
+use crate::{Availability, Behaviour, Fault, Queries, VerifierBehaviour};
 
 /// A story about a swarm, and what must come of it. Read from TOML; a key that is not listed here is an error.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
@@ -40,6 +41,12 @@ pub struct Scenario {
     /// What goes wrong besides.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// What pay is like.
+    #[serde(default)]
+    pub economy: Economy,
+    /// Who asks the model, and pays for it.
+    #[serde(default)]
+    pub queries: Vec<Queries>,
     /// What must hold at the end.
     #[serde(default)]
     pub expect: Expectations,
@@ -84,6 +91,38 @@ pub struct Job {
     /// When a round closes with a quorum, virtual seconds.
     #[serde(default = "default_round")]
     pub round_seconds: u64,
+    /// Where coordinator and ledger keep what must survive.
+    #[serde(default)]
+    pub store: Store,
+}
+
+/// Where coordinator and ledger keep what must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Store {
+    /// In memory, in the form that it has in a database.
+    #[default]
+    Memory,
+    /// In SQLite, as in production: slower, and what a crash leaves of a write is what SQLite makes of it.
+    Sqlite,
+}
+
+/// What pay is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Economy {
+    /// Emitted by each round, HYD.
+    pub hyd_per_round: u32,
+    /// Rounds between two halvings of that.
+    pub halving_rounds: u32,
+    /// How many rewards come after one before it vests.
+    pub vesting_rewards: u32,
+}
+
+impl Default for Economy {
+    fn default() -> Self {
+        Self { hyd_per_round: 100, halving_rounds: 105_000, vesting_rewards: 32 }
+    }
 }
 
 /// Workers of one kind.
@@ -325,6 +364,10 @@ pub struct Expectations {
     pub banned_at_most: Option<u64>,
     /// At least so many times something went wrong: that the scenario shows what it is about.
     pub strikes_at_least: Option<u64>,
+    /// At least so many queries are answered and paid.
+    pub answered_at_least: Option<u64>,
+    /// At least so many queries are refused, because the wallet has less than they may cost.
+    pub refused_at_least: Option<u64>,
 }
 
 /// Why a scenario cannot be played.
@@ -384,6 +427,9 @@ impl Scenario {
         let mut scenario: Self = toml::from_str(text).map_err(malformed)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         scenario.job.data.iter_mut().for_each(|data| *data = folder.join(&*data));
+        for group in &mut scenario.workers {
+            group.availability.read_trace(folder).map_err(ScenarioError::Contradiction)?;
+        }
         scenario.check()?;
         Ok(scenario)
     }
@@ -394,80 +440,10 @@ impl Scenario {
         schemars::schema_for!(Self).to_value()
     }
 
-    /// Refuses what cannot be played.
-    pub fn check(&self) -> Result<(), ScenarioError> {
-        let contradiction = |text: &str| Err(ScenarioError::Contradiction(text.to_owned()));
-        if self.workers.iter().all(|group| group.count == 0) {
-            return contradiction("there are no workers: give at least one [[workers]] group a count above 0");
-        }
-        if self.workers.iter().any(|group| group.tokens_per_second.least == 0) {
-            return contradiction("a worker with tokens_per_second = 0 never finishes");
-        }
-        if self.workers.iter().any(|group| group.upload_kbps == Some(0) || group.download_kbps == Some(0)) {
-            return contradiction("a worker with 0 kilobits a second never finishes");
-        }
-        if self.workers.iter().any(|group| group.clock_skew_seconds > 120) {
-            return contradiction("clock_skew_seconds is at most 120");
-        }
-        for group in &self.workers {
-            group.availability.check().or_else(contradiction)?;
-        }
-        let named = |name: &String| self.workers.iter().any(|group| group.name.as_ref() == Some(name));
-        for (place, fault) in self.faults.iter().enumerate() {
-            let wrong = |why: &str| Err(ScenarioError::Contradiction(format!("[[faults]] {}: {why}", place + 1)));
-            fault.check().or_else(|why| wrong(&why))?;
-            if let Some(name) = fault.group.as_ref().filter(|name| !named(name)) {
-                return wrong(&format!("no group of workers has the name {name:?}"));
-            }
-            if fault.who == Victim::Verifiers && self.audits.is_none() {
-                return wrong("verifiers have little to do without [audits]");
-            }
-        }
-        self.check_expectations()?;
-        if self.verifiers.first().is_none_or(|first| first.count == 0 || first.behaviour != VerifierBehaviour::Honest) {
-            return contradiction("the first of [[verifiers]] is the coordinator's own: one or more, and honest");
-        }
-        if self.verifiers.iter().any(|group| group.tokens_per_second == 0) {
-            return contradiction("a verifier with tokens_per_second = 0 never finishes");
-        }
-        if self.network.latency_ms[0] > self.network.latency_ms[1] {
-            return contradiction("network.latency_ms is [shortest, longest]");
-        }
-        if !(0.0..1.0).contains(&self.network.loss) {
-            return contradiction("network.loss is a share from 0 to below 1");
-        }
-        if !(0.0..1.0).contains(&self.network.duplicates) {
-            return contradiction("network.duplicates is a share from 0 to below 1");
-        }
-        if self.job.rounds == 0 {
-            return contradiction("job.rounds is 0: there is nothing to see");
-        }
-        Ok(self.spec(self.seed, Digest::of(&[])).validate()?)
-    }
-
-    /// An expectation about nothing would hold whatever happens.
-    fn check_expectations(&self) -> Result<(), ScenarioError> {
-        let expect = &self.expect;
-        let cheats = self.workers.iter().any(|group| group.count > 0 && !group.behaviour.is_honest());
-        let about_cheats = expect.cheats_earn_nothing
-            || expect.cheats_keep_nothing
-            || expect.rejected_at_least.is_some()
-            || expect.found_false_at_least.is_some()
-            || expect.cheats_keep_share_at_most.is_some();
-        let about_audits = expect.found_false_at_least.is_some() || expect.verifiers_struck_off.is_some();
-        let shares = [expect.honest_pay_share_at_least, expect.cheats_keep_share_at_most];
-        let nothing = if about_cheats && !cheats {
-            "[expect] is about cheats, but all workers are honest"
-        } else if about_audits && self.audits.is_none() {
-            "[expect] is about audits, but there is no [audits]"
-        } else if expect.recovers_within_seconds.is_some() && self.faults.is_empty() {
-            "[expect] recovers_within_seconds is about faults, but there are no [[faults]]"
-        } else if shares.iter().flatten().any(|share| !(0.0..=1.0).contains(share)) {
-            "a share is from 0 to 1"
-        } else {
-            return Ok(());
-        };
-        Err(ScenarioError::Contradiction(nothing.to_owned()))
+    /// The workers of the group with this name, counted over all groups.
+    pub(crate) fn of_group(&self, name: &str) -> Vec<usize> {
+        let groups = self.workers.iter().flat_map(|group| (0..group.count).map(|_| group.name.as_deref()));
+        groups.enumerate().filter(|(_, of)| *of == Some(name)).map(|(index, _)| index).collect()
     }
 
     /// What decides who is audited.
@@ -497,7 +473,11 @@ impl Scenario {
             aggregation: job.aggregation,
             outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
             validation_windows: 64,
-            emission: Emission::default(),
+            emission: Emission {
+                initial: Amount::from_hyd(self.economy.hyd_per_round.into()),
+                halving_rounds: self.economy.halving_rounds,
+                ..Emission::default()
+            },
             timing: Timing {
                 lease: Duration::from_secs(job.lease_seconds),
                 round: Duration::from_secs(job.round_seconds),
