@@ -1,40 +1,46 @@
 //! Claim: a coordinator on two cores, with its database on disk, serves thousands of connected workers. Measured are
-//! whole cycles of signed requests (lease, commit, submit) and their latency, the memory of workers that wait, and blobs
-//! against a plain server of the same file.
+//! whole cycles (lease, commit, submit) and their latency, the processor time of coordinator and clients apart, the
+//! coordinator's memory for workers that wait, and blobs against a plain server of the same file.
 //!
 //! `cargo bench --profile dev --config 'profile.dev.package.hydra.debug-assertions=false' --bench http [-- workers]`.
-//! Clients sign and check on the same cores; what a deployment sees is better.
+//! The clients are a process of their own on the same cores, as lean as they can be: what they take is told too, and a
+//! deployment has it elsewhere.
 
 #![allow(clippy::disallowed_methods, clippy::expect_used, reason = "a bench keeps time, and stops where it fails")]
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler};
 use hydra::compute::Compute;
 use hydra::coordinator::{Record, State};
 use hydra::http::{
-    Admission, AdmissionRule, Client, Hub, LedgerAt, LedgerParts, Server, ServerConfig, ServerLimits, ServerParts,
-    api::path,
+    Admission, AdmissionRule, Hub, LedgerAt, LedgerParts, Server, ServerConfig, ServerLimits, ServerParts,
 };
 use hydra::ledger::{EconomyConfig, LedgerConfig};
 use hydra::model::{BurnEngine, DeviceChoice, Preset};
 use hydra::protocol::limits::Rate;
 use hydra::protocol::{
-    Aggregation, Codec, DeviceKind, Digest, Emission, InnerOptimizer, Keypair, Lease, OuterOptimizer, Round, RunSpec,
-    Schedule, Seed, Signed, Submission, Timing, Trail, WorkerReply, WorkerRequest,
+    Aggregation, Codec, Digest, Emission, InnerOptimizer, Keypair, OuterOptimizer, Round, RunSpec, Schedule, Seed,
+    Timing,
 };
-use hydra::runtime::{Clock, SystemClock, Threads, Watch};
+use hydra::runtime::{Clock, SystemClock, Threads, Watch, raise_open_files};
 use hydra::store::{Archive, Blobs, Database, FolderBlobs, GroupCommit, History, LedgerStore, RunStore};
 use hydra::swarm::{LedgerPlace, Swarm};
 use hydra::verifier;
 
-const TASKS: u32 = 4096;
+/// Cycles in all: some seconds. More tasks than a round may have, so that it need not be closed meanwhile.
+const CYCLES: u32 = 40_000;
+/// What makes this program the clients' process: the server's address, a plain server's, the workers, their cycles, the blob.
+const CLIENTS: &str = "HYDRA_BENCH_CLIENTS";
 const BLOB_BYTES: usize = 64 << 20;
+
+mod clients;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -52,7 +58,11 @@ impl Handler<verifier::Event> for Nobody {
 }
 
 fn main() -> Result<()> {
+    if let Ok(arguments) = std::env::var(CLIENTS) {
+        return clients::run(&arguments.split(' ').collect::<Vec<_>>());
+    }
     let workers: u32 = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1000);
+    raise_open_files();
     let folder = std::env::temp_dir().join(format!("hydra-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let result = bench(&folder, workers);
@@ -81,6 +91,7 @@ fn spec(tasks_per_round: u32) -> RunSpec {
             appeal: Duration::from_hours(1),
         },
         audits: None,
+        short: None,
     }
 }
 
@@ -88,7 +99,8 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
     let blobs = Arc::new(FolderBlobs::open(&folder.join("blobs"))?);
     let blob = blobs.put(&vec![7; BLOB_BYTES])?;
     let database = folder.join("hydra.db");
-    let spec = spec(TASKS);
+    let cycles = (CYCLES / workers).max(1);
+    let spec = spec(workers * cycles);
     let records = [Record::RoundOpened { round: Round(0), base: blob, momentum: None, at: SystemClock.now() }];
     let mut store = RunStore::new(Database::open(&database)?);
     store.create(&spec, &records)?;
@@ -149,63 +161,52 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
         };
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let server = Server::start(listener, parts, ServerConfig { limits, ..Default::default() })?;
-        let address = server.address();
-        let file = blobs.file(&blob);
-        let clients = std::thread::spawn(move || clients(address, workers, &blob, &file));
-        while !clients.is_finished() {
+        let plain = plain_server(&blobs.file(&blob))?;
+        let arguments = format!("{} {plain} {workers} {cycles} {blob}", server.address());
+        let watch = std::thread::spawn(move || watch(&arguments, workers, cycles));
+        while !watch.is_finished() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         server.stop().await;
-        clients.join().map_err(|_| "the clients failed")?
+        watch.join().map_err(|_| "the clients failed")?
     })
 }
 
-fn clients(address: SocketAddr, workers: u32, blob: &Digest, file: &std::path::Path) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let before = resident();
-    let everybody: Vec<Arc<Client>> = (0..workers)
-        .map(|n| {
-            let key = Keypair::from_secret(Seed::from_number(5).derive("worker", u64::from(n)).as_bytes());
-            Ok(Arc::new(Client::new(&format!("http://{address}"), key, Arc::new(SystemClock), None)?))
-        })
-        .collect::<Result<_>>()?;
-    let cycles = (TASKS / workers).max(1);
-    // More workers than tasks: the rest only wait.
-    let busy = workers.min(TASKS) as usize;
-    let began = Instant::now();
-    let mut latencies = runtime.block_on(async {
-        let tasks: Vec<_> =
-            everybody[..busy].iter().map(|client| tokio::spawn(work(Arc::clone(client), cycles))).collect();
-        let mut all = Vec::new();
-        for task in tasks {
-            all.extend(task.await??);
-        }
-        Ok::<_, Box<dyn Error + Send + Sync>>(all)
-    })?;
-    let took = began.elapsed().as_secs_f64();
-    latencies.sort();
-    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+/// Starts the clients and tells what they and the coordinator took.
+fn watch(arguments: &str, workers: u32, cycles: u32) -> Result<()> {
+    let bare = resident();
+    let mut clients = Command::new(std::env::current_exe()?);
+    let mut clients = clients.env(CLIENTS, arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut orders = clients.stdin.take().ok_or("no pipe")?;
+    let mut told = BufReader::new(clients.stdout.take().ok_or("no pipe")?).lines();
+    let mut next = || told.next().ok_or("the clients died")?.map_err(|error| error.to_string());
+    next()?;
+    let (before, processor) = (resident(), processor_time("self"));
+    let theirs = processor_time(&clients.id().to_string());
+    writeln!(orders, "work")?;
+    let [took, median, p99, tries]: [f64; 4] = numbers(&next()?)?;
+    let each = |time: f64| time * 1e6 / f64::from(workers * cycles);
     println!(
-        "{workers} workers: {:.0} cycles a second (3 signed requests each); a request takes {:.1} ms (median), {:.1} ms (p99)",
-        f64::from(cycles) * busy as f64 / took,
-        at(0.5),
-        at(0.99),
+        "{workers} workers: {:.0} cycles a second (3 requests each); a request takes {median:.1} ms (median), {p99:.1} ms (p99); {tries} were to come back later",
+        f64::from(workers * cycles) / took,
     );
-
-    let waiting = wait_for_work(&everybody, &runtime);
-    let each = resident().saturating_sub(before) as f64 / waiting.len() as f64;
     println!(
-        "{} workers wait for work: {each:.0} KiB each, with both ends of the connection and the client's TLS settings",
-        waiting.len()
+        "processor time of a cycle: coordinator {:.0} µs, clients {:.0} µs",
+        each(processor_time("self") - processor),
+        each(processor_time(&clients.id().to_string()) - theirs),
     );
-    drop(waiting);
-
-    let plain = plain_server(file)?;
-    let (mut hydra, mut other) = (f64::MAX, f64::MAX);
-    for _ in 0..5 {
-        hydra = hydra.min(download(address, &format!("{}/{blob}", path::BLOBS))?);
-        other = other.min(download(plain, "/")?);
-    }
+    let worked = resident();
+    writeln!(orders, "wait")?;
+    next()?;
+    let each = |more: u64, less: u64| more.saturating_sub(less) as f64 / f64::from(workers);
+    println!(
+        "memory of the coordinator, KiB a worker: {:.1} connected, with a pass; {:.1} more while it waits for work; {:.1} for each of its cycles",
+        each(before, bare),
+        each(resident(), worked),
+        each(worked, before) / f64::from(cycles),
+    );
+    writeln!(orders, "download")?;
+    let [hydra, other]: [f64; 2] = numbers(&next()?)?;
     let rate = |seconds: f64| BLOB_BYTES as f64 / 1e9 / seconds;
     println!(
         "blobs: {:.2} GB/s; a plain server of the same file {:.2} GB/s ({:.2}×)",
@@ -213,60 +214,21 @@ fn clients(address: SocketAddr, workers: u32, blob: &Digest, file: &std::path::P
         rate(other),
         other / hydra
     );
+    clients.wait()?;
     Ok(())
 }
 
-async fn work(client: Arc<Client>, cycles: u32) -> Result<Vec<Duration>> {
-    let mut latencies = Vec::new();
-    for _ in 0..cycles {
-        let reply = ask(&client, path::LEASE, &WorkerRequest::Lease { tokens_per_second: 1 }, &mut latencies).await?;
-        let WorkerReply::Leased(lease) = reply else { return Err(format!("{reply:?}").into()) };
-        let Lease { task, .. } = *lease;
-        let payload = Digest::of(task.id().0.as_bytes());
-        let states = task.segments().map(|_| payload).collect();
-        let trail = Trail { device: DeviceKind::Ndarray, states };
-        let submission = Submission::new(task.id(), payload, vec![1.0; 30], trail, task.tokens());
-        ask(&client, path::COMMIT, &WorkerRequest::Commit(submission.commitment), &mut latencies).await?;
-        ask(&client, path::SUBMIT, &WorkerRequest::Submit(submission), &mut latencies).await?;
-    }
-    Ok(latencies)
+fn numbers<const N: usize>(line: &str) -> Result<[f64; N]> {
+    let numbers: Vec<f64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
+    numbers.try_into().map_err(|_| format!("the clients said {line}").into())
 }
 
-async fn ask(
-    client: &Client,
-    path: &str,
-    request: &WorkerRequest,
-    latencies: &mut Vec<Duration>,
-) -> Result<WorkerReply> {
-    let request = Signed::seal(client.key(), request);
-    loop {
-        let began = Instant::now();
-        match client.post(path, &request).await {
-            Ok(reply) => {
-                latencies.push(began.elapsed());
-                return Ok(reply);
-            }
-            Err(error) if error.is_passing() => tokio::time::sleep(Duration::from_millis(5)).await,
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Has everybody ask for work of which there is none, and waits until all requests are held.
-fn wait_for_work(everybody: &[Arc<Client>], runtime: &tokio::runtime::Runtime) -> Vec<tokio::task::JoinHandle<()>> {
-    let waiting = everybody
-        .iter()
-        .map(|client| {
-            let client = Arc::clone(client);
-            runtime.spawn(async move {
-                let request = Signed::seal(client.key(), &WorkerRequest::Lease { tokens_per_second: 1 });
-                // Held for longer than anybody looks.
-                let _ = client.post::<_, WorkerReply>(path::LEASE, &request).await;
-            })
-        })
-        .collect();
-    std::thread::sleep(Duration::from_secs(3));
-    waiting
+/// Seconds of processor time that a process has taken, its kernel's share included.
+fn processor_time(process: &str) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let after = text.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks as f64 / 100.0
 }
 
 /// Resident memory of this process, KiB.
@@ -274,26 +236,6 @@ fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-}
-
-/// Seconds for a whole download.
-fn download(address: SocketAddr, path: &str) -> Result<f64> {
-    let began = Instant::now();
-    let mut stream = TcpStream::connect(address)?;
-    // All at once: a server that closes with something unread resets the connection.
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())?;
-    let mut buffer = vec![0; 1 << 18];
-    let mut total = 0;
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => break,
-            read => total += read,
-        }
-    }
-    if total < BLOB_BYTES {
-        return Err(format!("{total} bytes came").into());
-    }
-    Ok(began.elapsed().as_secs_f64())
 }
 
 /// As little as a server of one file can be: a thread that reads and writes.

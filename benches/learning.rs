@@ -127,6 +127,7 @@ fn train(row: &Row, corpus: &Corpus) -> f64 {
         emission: Emission::default(),
         timing: Timing::default(),
         audits: None,
+        short: None,
     };
     let engine = BurnEngine::new(DeviceChoice::Auto);
     let mut model = Params::initial(&spec.model, &spec.seed);

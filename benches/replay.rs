@@ -104,6 +104,7 @@ fn measure(name: &str, optimizer: InnerOptimizer, rate: f32, corpus: &Corpus, me
         emission: Emission::default(),
         timing: Timing::default(),
         audits: None,
+        short: None,
     };
     // The first computes the run; the processor with plain operations is another kind.
     let mut engines: Vec<BurnEngine> = DeviceChoice::present().into_iter().map(BurnEngine::new).collect();

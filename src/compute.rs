@@ -145,7 +145,7 @@ impl Compute {
             let (base, corpus) = (self.model(&task.base, &task.model)?, self.corpus(&task.dataset)?);
             let payload = self.blobs.get(&candidate.payload)?;
             verdict.outcome = if helps(&*self.engine, task, &base, &corpus, &payload)? {
-                Outcome::Accepted { layer: Layer::HeldOut, tokens: task.tokens(), norm: candidate.norm }
+                Outcome::Accepted { layer: Layer::HeldOut, tokens: candidate.tokens(), norm: candidate.norm }
             } else {
                 Outcome::Rejected { layer: Layer::HeldOut, reason: Reason::NoProgress }
             };

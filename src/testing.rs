@@ -29,6 +29,7 @@ pub fn spec(tasks: u32) -> RunSpec {
             appeal: Duration::from_mins(10),
         },
         audits: None,
+        short: None,
     }
 }
 

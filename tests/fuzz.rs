@@ -14,9 +14,9 @@ use hydra::http::api;
 use hydra::ledger::{Account, Action, Kind, Order, Purpose, Transfer, TransferId};
 use hydra::model::checkpoint;
 use hydra::protocol::{
-    Aggregation, Amount, Call, Codec, Commitment, DeviceKind, Digest, Emission, InnerOptimizer, Keypair, Lease,
-    Message, ModelSpec, OuterOptimizer, RefusalReason, Round, RunSpec, Schedule, Seed, SessionId, Signed, Submission,
-    Task, Time, Timing, Trail, Verdict, WorkerReply, WorkerRequest, limits, wire,
+    Aggregation, Amount, Call, Codec, Commitment, DeviceKind, Digest, Emission, InnerOptimizer, Keypair, Lateness,
+    Lease, Message, ModelSpec, OuterOptimizer, RefusalReason, Round, RunSpec, Schedule, Seed, SessionId, Signed,
+    Submission, Task, Time, Timing, Trail, Verdict, WorkerReply, WorkerRequest, limits, wire,
 };
 use hydra::training::{Corpus, CorpusError, Layout, Manifest, Params};
 use hydra::verifier::{AdmissionJob, Candidate, Job, ReplayJob, StatisticsJob};
@@ -54,6 +54,7 @@ fn spec() -> RunSpec {
             appeal: Duration::from_mins(10),
         },
         audits: None,
+        short: None,
     }
 }
 
@@ -198,7 +199,13 @@ fn calls_in_headers() {
 
 #[test]
 fn lent_jobs_and_other_bodies() {
-    let candidate = Candidate { task: task(), worker: key().public(), payload: Digest::of(b"p"), norm: 1.5 };
+    let candidate = Candidate {
+        task: task(),
+        lateness: Lateness::NONE,
+        worker: key().public(),
+        payload: Digest::of(b"p"),
+        norm: 1.5,
+    };
     let statistics = StatisticsJob {
         candidates: vec![candidate],
         accepted: vec![],

@@ -11,11 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD as BASE64;
-use hydra::http::ROUTES;
+use hydra::http::{ROUTES, api};
 use hydra::ledger::{Action, Order, TransferId};
 use hydra::protocol::{
-    Amount, Call, Commitment, DeviceKind, Digest, Keypair, Layer, Outcome, SessionId, Signed, Submission, TaskId, Time,
-    Trail, Verdict, WorkerRequest, wire,
+    Amount, Call, Commitment, DeviceKind, Digest, ExchangeSecret, Keypair, Layer, Outcome, PassId, PassKey, PassedCall,
+    SessionId, Signed, Submission, TaskId, Time, Trail, Verdict, WorkerRequest, wire,
 };
 use hydra::runtime::{Clock, SystemClock};
 use serde_json::{Value, json};
@@ -277,6 +277,65 @@ fn forged_replayed_stale_and_foreign_calls_are_refused_by_name() {
     site.child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     common::wait_for(|| TcpStream::connect(site.address).is_ok());
     assert_eq!(send(&site, &again).code(), "other_session");
+}
+
+/// A pass of `who`, and its key.
+fn pass(site: &Site, who: &Keypair) -> (PassId, PassKey) {
+    let secret = ExchangeSecret::from_bytes([42; 32]);
+    let asked = secret.public();
+    let body = serde_json::to_vec(&api::NewPass { exchange: asked }).unwrap();
+    let given = site.signed(who, "POST", "/hydra/v1/pass", &body);
+    let given: api::Pass = serde_json::from_slice(&given.body).unwrap();
+    let key = PassKey::agree(&secret, given.exchange, asked, given.exchange, &who.public(), given.session);
+    (given.pass, key.unwrap())
+}
+
+#[test]
+fn a_pass_proves_its_owners_calls_once_and_not_what_must_be_signed() {
+    let site = Site::new(&[]);
+    let (id, mine) = pass(&site, &key(1));
+    let passed = |key: &PassKey, id: PassId, number: u64, path: &str, body: &[u8]| {
+        let (time, digest) = (SystemClock.now(), Digest::of(body));
+        let code = key.code("POST", path, &digest, time, number);
+        let call = PassedCall { pass: id, number, time, body: digest, code };
+        format!("Hydra-Pass {}", BASE64.encode(&wire::encode(&call)))
+    };
+    let send = |header: &str, path: &str, body: &[u8]| site.request("POST", path, &[("authorization", header)], body);
+    let lease_path = "/hydra/v1/lease";
+    let lease = serde_json::to_vec(&WorkerRequest::Lease { tokens_per_second: 0 }).unwrap();
+    let first = passed(&mine, id, 1, lease_path, &lease);
+    let task: hydra::protocol::Task =
+        serde_json::from_value(send(&first, lease_path, &lease).json()["Leased"]["task"].clone()).unwrap();
+    assert_eq!(send(&first, lease_path, &lease).code(), "replayed");
+    let next = |number| passed(&mine, id, number, lease_path, &lease);
+    assert_eq!(send(&next(2), "/hydra/v1/submit", &lease).code(), "bad_signature", "another path");
+    assert_eq!(send(&next(2), lease_path, b"{}").code(), "bad_signature", "another body");
+    let (_, stranger) = pass(&site, &key(2));
+    assert_eq!(send(&passed(&stranger, id, 2, lease_path, &lease), lease_path, &lease).code(), "bad_signature");
+    let unknown = PassId(Digest::of(b"none"));
+    assert_eq!(send(&passed(&mine, unknown, 2, lease_path, &lease), lease_path, &lease).code(), "no_such_pass");
+    assert_eq!(site.request("POST", "/hydra/v1/pass", &[("authorization", &next(4))], b"{}").code(), "bad_signature");
+
+    // A commitment stands for itself: bare, or signed by another, it is none.
+    let payload = Digest::of(b"payload");
+    let trail = Trail { device: DeviceKind::Ndarray, states: vec![payload; 3] };
+    let submission = Submission::new(task.id(), payload, vec![1.0; 3], trail, task.tokens());
+    let commit = WorkerRequest::Commit(submission.commitment);
+    let commit_path = "/hydra/v1/commit";
+    let bare = serde_json::to_vec(&commit).unwrap();
+    assert_eq!(send(&passed(&mine, id, 10, commit_path, &bare), commit_path, &bare).code(), "malformed");
+    let others = serde_json::to_vec(&Signed::seal(&key(2), &commit)).unwrap();
+    assert_eq!(send(&passed(&mine, id, 11, commit_path, &others), commit_path, &others).code(), "forbidden");
+    let signed = serde_json::to_vec(&Signed::seal(&key(1), &commit)).unwrap();
+    let answer = send(&passed(&mine, id, 9, commit_path, &signed), commit_path, &signed);
+    assert!(answer.json()["Committed"].is_string(), "calls may overtake each other");
+
+    let zeros = serde_json::to_vec(&json!({ "exchange": "0".repeat(64) })).unwrap();
+    assert_eq!(site.signed(&key(1), "POST", "/hydra/v1/pass", &zeros).code(), "malformed");
+    for _ in 0..4 {
+        pass(&site, &key(1));
+    }
+    assert_eq!(send(&next(20), lease_path, &lease).code(), "no_such_pass", "a key has four at most");
 }
 
 #[test]

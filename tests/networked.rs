@@ -54,8 +54,12 @@ impl Net {
     }
 
     fn coordinator(&self, arguments: &[&str]) -> Child {
+        self.coordinator_of(&JOB, arguments)
+    }
+
+    fn coordinator_of(&self, job: &[&str], arguments: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        command.arg("coordinator").args(JOB).args(arguments).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        command.arg("coordinator").args(job).args(arguments).args(["--listen", &format!("127.0.0.1:{}", self.port)]);
         command
             .arg("--data")
             .arg(self.folder.path().join("text.txt"))
@@ -69,8 +73,12 @@ impl Net {
     }
 
     fn member_at(&mut self, coordinator: &str, role: &str, name: &str) -> usize {
+        self.member_with(coordinator, role, name, &[])
+    }
+
+    fn member_with(&mut self, coordinator: &str, role: &str, name: &str, arguments: &[&str]) -> usize {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        command.args([role, "--coordinator", coordinator]).arg("--state-dir").arg(self.state(name));
+        command.args([role, "--coordinator", coordinator]).args(arguments).arg("--state-dir").arg(self.state(name));
         if let Some(certificate) = &self.certificate {
             command.arg("--tls-ca").arg(certificate);
         }
@@ -380,6 +388,62 @@ fn a_coordinator_serves_tls_to_those_who_trust_its_certificate() {
     net.member("worker", "worker-1");
     let summary = net.summary(coordinator);
     assert_same_run(&summary, &Hydra::new().up_json(&rounds[3..]));
+}
+
+/// Bytes of the largest file below a folder.
+fn largest(folder: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let size = |entry: std::fs::DirEntry| {
+        let about = entry.metadata().unwrap();
+        if about.is_dir() { largest(&entry.path()) } else { about.len() }
+    };
+    entries.map(size).max().unwrap_or(0)
+}
+
+/// Seconds of processor time that a process has taken.
+#[cfg(target_os = "linux")]
+fn processor_time(process: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields = text.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+    fields.map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_owners_bounds_on_line_and_processor_are_kept() {
+    const STEPS: u64 = 120;
+    let mut net = Net::new();
+    let steps = STEPS.to_string();
+    let mut coordinator =
+        net.coordinator_of(&["--tasks", "1", "--inner-steps", &steps, "--batch", "2", "--context", "16"], &[]);
+    let url = net.url();
+    let bounds = ["--cpus", "1", "--cpu-percent", "20", "--down-kbps", "1000", "--up-kbps", "50"];
+    let watch = hydra::runtime::Stopwatch::start();
+    let worker = net.member_with(&url, "worker", "worker-1", &bounds);
+    let process = net.children[worker].id();
+    let state = net.state("worker-1");
+    let status = || {
+        let mut hydra = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        let output = hydra.args(["worker", "status", "--json"]).arg("--state-dir").arg(&state).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap_or(Value::Null)
+    };
+    common::wait_for(|| status()["steps"].as_u64() > Some(0));
+    // What is sent within the first second passes at once.
+    let model = largest(&net.state("coordinator").join("blobs")) as f64;
+    let (took, least) = (watch.elapsed().as_secs_f64(), (model / 1e6 - 1.0) * 0.9);
+    assert!(took > least, "{model} bytes came within {took} s");
+    let (before, watch) = (processor_time(process), hydra::runtime::Stopwatch::start());
+    std::thread::sleep(Duration::from_secs(2));
+    let share = (processor_time(process) - before) / watch.elapsed().as_secs_f64();
+    assert!(status()["steps"].as_u64() < Some(STEPS), "it was done before it was measured");
+    assert!(share < 0.4, "a fifth of a core was allowed, {share} was taken");
+    common::wait_for(|| status()["steps"].as_u64() == Some(STEPS));
+    let watch = hydra::runtime::Stopwatch::start();
+    common::wait_for(|| status()["handed_in"].as_u64() > Some(0));
+    let took = watch.elapsed();
+    assert!(took > Duration::from_secs(2), "a payload of some 200 kB went up within {took:?}");
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
 }
 
 #[test]

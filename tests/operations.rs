@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -61,9 +62,18 @@ impl Place {
         command.env("HYDRA_STATE_DIR", self.path("coordinator"));
         self.spawn(command);
         let address = ("127.0.0.1", self.port);
-        common::wait_for(|| TcpStream::connect(address).is_ok());
+        // It listens before it has made its run, so that a port that is taken is known at once.
+        common::wait_for(|| ready(address));
         assert!(self.path("coordinator/hydra.db").exists());
     }
+}
+
+/// Whether whatever listens there says that it is ready.
+fn ready(address: (&str, u16)) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
+    let mut answer = String::new();
+    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.starts_with("HTTP/1.1 200")
 }
 
 impl Drop for Place {

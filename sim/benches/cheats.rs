@@ -160,6 +160,7 @@ fn poisoned(
         emission: Emission::default(),
         timing: Timing::default(),
         audits: None,
+        short: None,
     };
     let engine = BurnEngine::new(DeviceChoice::NdArray);
     let layout = Layout::of(&spec.model);

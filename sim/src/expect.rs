@@ -71,6 +71,10 @@ pub(crate) fn failures(scenario: &Scenario, done: u32, outcome: &Outcome) -> Vec
         let banned = workers.iter().filter(|worker| worker.banned).count() as u64;
         demand(banned <= most, format!("{banned} workers were shut out, not at most {most}"));
     }
+    if let Some(least) = expect.late_at_least {
+        let late: u64 = outcome.rounds.iter().map(|row| u64::from(row.late)).sum();
+        demand(late >= least, format!("{late} late results counted, not at least {least}"));
+    }
     if let Some(least) = expect.strikes_at_least {
         let strikes = outcome.strikes.len() as u64;
         demand(strikes >= least, format!("{strikes} things went wrong, not at least {least}"));
@@ -121,6 +125,7 @@ mod tests {
             round: 0,
             closed_seconds: *closed_seconds,
             accepted: 1,
+            late: 0,
             tokens: 1,
             loss: None,
             workers_up: 1,

@@ -146,8 +146,10 @@ pub struct RoundRow {
     pub round: u32,
     /// When, virtual seconds.
     pub closed_seconds: f64,
-    /// Its accepted tasks.
+    /// Results accepted in it.
     pub accepted: u32,
+    /// Those of them that were for tasks of earlier rounds.
+    pub late: u32,
     /// Tokens of them.
     pub tokens: u64,
     /// Validation loss of the model that was made of it, nats a token.

@@ -23,7 +23,7 @@ use crate::http::{
     ServerParts,
 };
 use crate::ledger::{Ask, LedgerConfig};
-use crate::protocol::{Auditors, PublicKey, Seed, limits};
+use crate::protocol::{Auditors, PublicKey, Seed, ShortTasks, limits};
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch, entropy, raise_open_files};
 use crate::store::{Archive, Blobs, LedgerStore, StateDir};
 use crate::swarm::Judge;
@@ -47,6 +47,12 @@ pub(super) struct CoordinatorArgs {
     /// Tasks in a round: about as many as there are workers [default: 4, or the run's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::TASKS_PER_ROUND_MAX)))]
     tasks: Option<u32>,
+    /// How many of a round's tasks have a quarter of the steps, for slow computers [default: none, or the run's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::TASKS_PER_ROUND_MAX)))]
+    short_tasks: Option<u32>,
+    /// Computers that need longer than this for a whole task are lent short ones
+    #[arg(long, value_name = "TIME", default_value = "1m", requires = "short_tasks", value_parser = humantime::parse_duration)]
+    task_target: Duration,
     /// Who may take part
     #[arg(long, value_enum, default_value = "open")]
     admission: AdmissionName,
@@ -190,15 +196,22 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     if args.show_keys {
         return show_keys(args);
     }
+    if args.ledger.is_some() && args.queries.is_on() {
+        return Err(Failure::Usage(anyhow!("--serve needs the ledger in this process: leave out --ledger")));
+    }
     let options = &args.options;
     // Each worker has a connection or two.
     raise_open_files();
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
-    let run = options.open(args.tasks.unwrap_or(4), 0, args.audits.unwrap_or(AuditsName::Verifiers).into())?;
+    let short = args.short_tasks.map(|tasks| ShortTasks { tasks, target: args.task_target });
+    let run = options.open(args.tasks.unwrap_or(4), short, 0, args.audits.unwrap_or(AuditsName::Verifiers).into())?;
     let there = run.state.spec().audits.map(|audits| audits.by);
     if args.audits.is_some_and(|wanted| Option::<Auditors>::from(wanted) != there) {
         return Err(run::conflict("--audits", "other audits"));
+    }
+    if short.is_some() && run.state.spec().short != short {
+        return Err(run::conflict("--short-tasks or --task-target", "tasks of other sizes"));
     }
     let (blobs, spec) = (Arc::clone(&run.blobs), run.state.spec().clone());
     let manifest = Manifest::decode(&blobs.get(&spec.dataset)?)?;
@@ -213,6 +226,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     let mut progress = Progress::new(&spec, run.end);
     progress.header();
     let hub = Arc::new(Hub::default());
+    hub.begin(&run.state);
     let (watch, mut heard) = run::listen({
         let hub = Arc::clone(&hub);
         move |note| hub.see(note)
@@ -232,9 +246,6 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
         Some(url) => courier(url, args, &run, &watch, &system).map(|(payer, ledger)| (Some(payer), Some(ledger)))?,
         None => (None, None),
     };
-    if args.ledger.is_some() && args.queries.is_on() {
-        return Err(Failure::Usage(anyhow!("--serve needs the ledger in this process: leave out --ledger")));
-    }
     let queries = args.queries.open(run.folder.path())?;
     let history = page::history(run.folder.path())?;
     let ledger_key = run.folder.key("ledger")?.public();

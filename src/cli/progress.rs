@@ -5,7 +5,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::{bits, thousands};
 use crate::coordinator::{Ending, Report};
-use crate::protocol::{PublicKey, Round, RunSpec};
+use crate::protocol::{PublicKey, Reason, Round, RunSpec};
 use crate::runtime::Note;
 
 /// Shows a run on standard error while it goes on: a line for each base model, and on a terminal a bar for the round.
@@ -20,9 +20,19 @@ pub(super) struct Progress {
     ledger: Option<String>,
 }
 
+/// What to tell of a round that nobody can end.
+pub(super) fn stuck(tasks: u32, reason: Option<&Reason>) -> String {
+    let last = reason.map_or(String::new(), |reason| format!(" (the last because {reason})"));
+    format!(
+        "the results of everybody who asks for work were rejected{last} for {}, so that the round cannot end. Where all \
+         losses are impossible, the learning rate is too high: begin anew with --fresh and a lower --lr",
+        if tasks == 1 { "the task that is left".to_owned() } else { format!("the {tasks} tasks that are left") }
+    )
+}
+
 impl Progress {
     pub fn new(spec: &RunSpec, end: Option<Round>) -> Self {
-        let steps_per_round = u64::from(spec.tasks_per_round) * u64::from(spec.inner_steps);
+        let steps_per_round = (0..spec.tasks_per_round).map(|index| u64::from(spec.steps_of(index))).sum();
         let target = if stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps_per_round), target);
         if let Ok(style) = ProgressStyle::with_template("  {msg} {wide_bar:.cyan/dim} {pos}/{len} steps") {
@@ -82,6 +92,9 @@ impl Progress {
                     bits(*loss),
                 ));
             }
+            Report::Stuck { round, tasks, reason } => {
+                self.say(&format!("  round {round}: {}", stuck(*tasks, reason.as_ref())))
+            }
             Report::Audited { ending: Ending::Clean, .. } | Report::Finished => {}
             Report::Audited { round, worker, ending } => {
                 let ended = match ending {
@@ -115,7 +128,7 @@ impl Progress {
         self.ledger = trouble.cloned();
     }
 
-    fn rejected(&self, round: Round, worker: &PublicKey, reason: &crate::protocol::Reason) {
+    fn rejected(&self, round: Round, worker: &PublicKey, reason: &Reason) {
         self.say(&format!("  round {round}: the work of {} was rejected: {reason}", worker.short()));
     }
 

@@ -19,22 +19,22 @@ pub(super) struct QueryArgs {
     #[arg(long)]
     serve: bool,
     /// What a token costs, of a prompt or of an answer, in µHYD
-    #[arg(long, value_name = "MICRO", default_value_t = 10, value_parser = clap::value_parser!(u32))]
+    #[arg(long, requires = "serve", value_name = "MICRO", default_value_t = 10, value_parser = clap::value_parser!(u32))]
     price: u32,
     /// Tokens a day that each address may use without an API key
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, requires = "serve", value_name = "N", default_value_t = 0)]
     free_tokens: u64,
     /// A file with the operator's API key in its first line: queries with it cost nothing
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "serve", value_name = "FILE")]
     operator_key_file: Option<PathBuf>,
     /// Threads that answer queries [default: as many as there are cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, requires = "serve", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     serve_threads: Option<u16>,
     /// Add a line of JSON for each query to this file: when, who paid, tokens, price, but nothing that was said
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "serve", value_name = "FILE")]
     access_log: Option<PathBuf>,
     /// Memory for prompts that begin alike, in MiB; 0 keeps none
-    #[arg(long, value_name = "MIB", default_value_t = (limits::PREFIX_BYTES >> 20) as u32)]
+    #[arg(long, requires = "serve", value_name = "MIB", default_value_t = (limits::PREFIX_BYTES >> 20) as u32)]
     prefix_cache: u32,
 }
 

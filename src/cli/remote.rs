@@ -21,7 +21,7 @@ use crate::runtime::{Clock, Stopwatch, SystemClock, entropy};
 /// Pauses before an answer is asked for once more, in milliseconds.
 const AGAIN_MS: [u64; 5] = [200, 500, 1000, 2000, 4000];
 
-/// From when on nothing is asked for once more.
+/// From when on nothing is asked for once more: with the last pause, commands give up after eighteen seconds at most.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a ledger on another computer is.
@@ -72,18 +72,25 @@ impl RemoteLedger {
         Ok(Self { client, runtime, end: None })
     }
 
-    /// Makes a call until it is answered, or has failed too often. What is asked for twice is done once.
+    /// Makes a call until it is answered, or has failed too often, and says that it waits. What is asked for twice is done
+    /// once.
     fn call<T>(&self, call: impl AsyncFn(&Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
         let began = Stopwatch::start();
         self.runtime.block_on(async {
             let mut pauses = AGAIN_MS.into_iter();
             loop {
-                match call(&self.client).await {
-                    Err(error) if error.is_passing() && began.elapsed() < PATIENCE => match pauses.next() {
-                        Some(pause) => tokio::time::sleep(Duration::from_millis(pause)).await,
-                        None => return Err(error),
-                    },
+                let error = match call(&self.client).await {
+                    Err(error) if error.is_passing() => error,
                     answer => return answer,
+                };
+                match pauses.next().filter(|_| began.elapsed() < PATIENCE) {
+                    Some(pause) => {
+                        if pause == AGAIN_MS[0] {
+                            eprintln!("{error}; trying again for some seconds");
+                        }
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                    }
+                    None => return Err(given_up(error, began.elapsed())),
                 }
             }
         })
@@ -146,6 +153,21 @@ impl RemoteLedger {
 
     fn end(&self) -> u64 {
         self.end.unwrap_or(u64::MAX)
+    }
+}
+
+/// What to do about a server that does not answer.
+fn given_up(error: ClientError, after: Duration) -> ClientError {
+    match error {
+        ClientError::Unreachable { base, problem } => {
+            let seconds = after.as_secs();
+            let problem = format!(
+                "{problem}, also after {seconds} seconds. Is that the address of a coordinator or of `hydra ledger serve`, and \
+                 does it run? `hydra doctor --coordinator {base}` says more"
+            );
+            ClientError::Unreachable { base, problem }
+        }
+        error => error,
     }
 }
 

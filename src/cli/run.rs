@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::device::fits;
 use super::model::{self, Found};
-use super::progress::Progress;
+use super::progress::{Progress, stuck};
 use super::remote::RemoteLedger;
 use super::report::{Books, Summary, thousands};
 use super::{Failure, cores, device, state_dir};
@@ -26,7 +26,7 @@ use crate::ledger::{Ask, Economy, EconomyConfig, EconomyError, Ledger, LedgerCon
 use crate::model::{BurnEngine, DeviceChoice, Preset, Recipe};
 use crate::protocol::{
     Aggregation, AuditPolicy, Auditors, Audits, Codec, Digest, Emission, InnerOptimizer, Keypair, ModelSpec,
-    OuterOptimizer, PublicKey, Round, RunSpec, Schedule, SecretChain, Seed, Timing, limits,
+    OuterOptimizer, PublicKey, Round, RunSpec, Schedule, SecretChain, Seed, ShortTasks, Timing, limits,
 };
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Watch};
 use crate::store::{Blobs, Database, FolderBlobs, Goal, GroupCommit, LedgerStore, RunStore, StateDir};
@@ -197,14 +197,22 @@ impl OpenRun {
 }
 
 impl RunOptions {
-    /// Opens the run in the state directory, or makes a new one with `tasks` tasks a round. Refuses one of which so many
-    /// `workers` in this process have no room. In a new run work is audited by `auditors`, or not at all.
-    pub fn open(&self, tasks: u32, workers: u32, auditors: Option<Auditors>) -> Result<OpenRun, Failure> {
+    /// Opens the run in the state directory, or makes a new one with `tasks` tasks a round, of which some are `short`.
+    /// Refuses one of which so many `workers` in this process have no room. In a new run work is audited by `auditors`, or
+    /// not at all.
+    pub fn open(
+        &self,
+        tasks: u32,
+        short: Option<ShortTasks>,
+        workers: u32,
+        auditors: Option<Auditors>,
+    ) -> Result<OpenRun, Failure> {
         let device = device(&self.device)?;
         let engine = BurnEngine::new(device);
         let place = state_dir(self.state_dir.as_deref())?;
         let init = self.init.as_deref().map(|name| model::find(Some(name), &place)).transpose()?;
         let mut draft = self.spec(tasks, Digest::of(&[]), init.as_ref().map(|init| init.model));
+        draft.short = short;
         draft.validate().map_err(|error| Failure::Usage(error.into()))?;
         let given = if self.data.is_empty() { None } else { Some(data::read(&self.data)?) };
 
@@ -338,6 +346,7 @@ impl RunOptions {
             emission: Emission::default(),
             timing: Timing::default(),
             audits: None,
+            short: None,
         }
     }
 
@@ -496,6 +505,12 @@ pub(super) async fn watch_until_done(
             }
         };
         let Some(note) = note else { return Ok(Ended::Stopped) };
+        // Where all workers are in this process, nobody else will come who may.
+        if let Note::Coordinator(coordinator::Report::Stuck { round, tasks, reason }) = &note
+            && on_stop == OnStop::FinishRound
+        {
+            return Err(anyhow!("round {round}: {}", stuck(*tasks, reason.as_ref())).into());
+        }
         progress.see(&note);
         match note {
             Note::Coordinator(coordinator::Report::Finished) => return Ok(Ended::Finished),

@@ -50,7 +50,7 @@ pub(super) struct UpArgs {
 pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let options = &args.options;
     let wanted = args.workers.unwrap_or_else(default_workers);
-    let run = options.open(wanted, wanted, args.audits.then_some(Auditors::Verifiers))?;
+    let run = options.open(wanted, None, wanted, args.audits.then_some(Auditors::Verifiers))?;
     if args.audits && run.state.spec().audits.is_none() {
         return Err(run::conflict("--audits", "no audits"));
     }
@@ -69,6 +69,7 @@ pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let mut progress = Progress::new(run.state.spec(), run.end);
     progress.header();
     let hub = Arc::new(Hub::default());
+    hub.begin(&run.state);
     let (watch, mut heard) = run::listen({
         let hub = Arc::clone(&hub);
         move |note| hub.see(note)

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::slots::Stage;
 use super::state::State;
 use crate::protocol::{
-    Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, Reason, RunSpec, Signed, Task, TaskId, Time, Trail,
-    Verdict, is_drawn, limits,
+    Auditors, Commitment, Digest, Keypair, Outcome, PublicKey, Reason, Round, RunSpec, Signed, Task, TaskId, Time,
+    Trail, Verdict, is_drawn, limits,
 };
 
 /// Whose work a case is about: a task, and the payload that was handed in for it.
@@ -18,6 +18,8 @@ pub type CaseId = (TaskId, Digest);
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Case {
     pub task: Task,
+    /// The round that the result counted in: the task's own, or a later one.
+    pub round: Round,
     pub worker: PublicKey,
     pub payload: Digest,
     /// How it came about, as the worker says.
@@ -256,6 +258,7 @@ impl State {
             record.owed += 1;
             let case = Case {
                 task: task.clone(),
+                round: self.round,
                 worker: *worker,
                 payload: *payload,
                 trail: trail.clone(),
@@ -301,7 +304,7 @@ impl State {
             if new && verdict.by.is_none() {
                 self.replays.push(signed.clone());
             }
-            let result = self.draws.get_mut(&case.task.round).and_then(|draw| {
+            let result = self.draws.get_mut(&case.round).and_then(|draw| {
                 draw.results.iter_mut().find(|result| (result.task, result.payload) == (verdict.task, verdict.payload))
             });
             if let Some(result) = result {
@@ -323,7 +326,7 @@ impl State {
         if self.closed {
             return;
         }
-        let held: Vec<u32> = self.slots.held_by(&worker).map(|slot| slot.task.index).collect();
+        let held: Vec<u32> = self.slots.held_by(&worker).map(|slot| slot.place).collect();
         for index in held {
             self.slots.change(index, |slot| {
                 slot.leases.remove(&worker);
@@ -372,7 +375,7 @@ impl State {
         if ending != Ending::False && case.convicted.is_some() {
             self.acquit(case.worker);
         }
-        if let Some(draw) = self.draws.get_mut(&case.task.round)
+        if let Some(draw) = self.draws.get_mut(&case.round)
             && let Some(result) = draw.results.iter_mut().find(|result| (result.task, result.payload) == *id)
         {
             result.ending = Some(ending);

@@ -20,11 +20,14 @@ pub struct RoundSummary {
     pub opened: Time,
     /// When its work was done; nothing, while it is not.
     pub closed: Option<Time>,
-    /// Tasks accepted.
+    /// Results accepted.
     pub accepted: u32,
+    /// Those of them that were for tasks of earlier rounds.
+    #[serde(default)]
+    pub late: u32,
     /// Submissions rejected.
     pub rejected: u32,
-    /// Tokens of the accepted tasks.
+    /// Tokens that the accepted results count for.
     pub tokens: u64,
     /// Mean training loss over the steps of the accepted tasks, nats a token.
     pub train_loss: Option<f64>,
@@ -39,6 +42,9 @@ pub struct RoundSummary {
 pub struct RoundStory {
     /// In the order of their indices.
     pub tasks: Vec<TaskStory>,
+    /// Results for tasks of earlier rounds that were accepted in this one, in their order.
+    #[serde(default)]
+    pub late: Vec<LateResult>,
     /// Submissions that were rejected, in their order.
     pub rejections: Vec<Rejection>,
     /// How often the round went on past its deadline.
@@ -68,6 +74,19 @@ pub struct TaskStory {
     pub layer: Option<Layer>,
     /// Who signed the verdict that accepted it.
     pub verifier: Option<PublicKey>,
+}
+
+/// A result that came after its round, and was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateResult {
+    /// The task.
+    pub task: TaskId,
+    /// Who did it.
+    pub worker: PublicKey,
+    /// What was handed in.
+    pub payload: Digest,
+    /// Tokens that it counts for: half as many with each round that it came late.
+    pub tokens: u64,
 }
 
 /// How far a task came.
@@ -104,7 +123,7 @@ pub struct Rejection {
 /// The rounds of a run in short, made of its records one after the other.
 #[derive(Debug)]
 pub struct Chronicle {
-    tokens_per_task: u64,
+    tasks_per_round: u32,
     rounds: Vec<RoundSummary>,
     /// Sums and counts of the losses handed in for tasks of the open round.
     traces: BTreeMap<u32, (f64, usize)>,
@@ -116,8 +135,8 @@ impl Chronicle {
     /// The chronicle of a run of which nothing is known yet.
     #[must_use]
     pub fn new(spec: &RunSpec) -> Self {
-        let tokens_per_task = spec.tokens_per_task();
-        Self { tokens_per_task, rounds: Vec::new(), traces: BTreeMap::new(), accepted: (0.0, 0) }
+        let tasks_per_round = spec.tasks_per_round;
+        Self { tasks_per_round, rounds: Vec::new(), traces: BTreeMap::new(), accepted: (0.0, 0) }
     }
 
     /// Takes the next record in.
@@ -132,6 +151,7 @@ impl Chronicle {
                     opened: *at,
                     closed: None,
                     accepted: 0,
+                    late: 0,
                     rejected: 0,
                     tokens: 0,
                     train_loss: None,
@@ -143,13 +163,18 @@ impl Chronicle {
                 let losses = &submission.losses;
                 self.traces.insert(*index, (losses.iter().copied().map(f64::from).sum(), losses.len()));
             }
-            Record::Accepted { index, .. } => {
+            Record::Accepted { index, verdict } => {
                 let (sum, count) = self.traces.remove(index).unwrap_or_default();
                 self.accepted = (self.accepted.0 + sum, self.accepted.1 + count);
                 let (sum, count) = self.accepted;
-                let tokens = self.tokens_per_task;
+                let tokens = match verdict.claimed_message() {
+                    Ok(Verdict { outcome: Outcome::Accepted { tokens, .. }, .. }) => tokens,
+                    _ => 0,
+                };
+                let late = u32::from(*index >= self.tasks_per_round);
                 if let Some(open) = self.rounds.last_mut() {
                     open.accepted += 1;
+                    open.late += late;
                     open.tokens += tokens;
                     open.train_loss = Some(sum / count as f64).filter(|loss| loss.is_finite());
                 }
@@ -210,8 +235,7 @@ impl RoundStory {
     pub fn of(spec: &RunSpec, records: &[Record]) -> Option<Self> {
         let Some(Record::RoundOpened { round, base, .. }) = records.first() else { return None };
         let task = |index| TaskStory::open(index, Task::of_round(spec, *round, index, *base).id());
-        let mut story =
-            Self { tasks: (0..spec.tasks_per_round).map(task).collect(), rejections: Vec::new(), extended: 0 };
+        let mut story = Self { tasks: (0..spec.tasks_per_round).map(task).collect(), ..Self::default() };
         records.iter().for_each(|record| story.apply(record));
         Some(story)
     }
@@ -244,6 +268,12 @@ impl RoundStory {
                 }
             }
             Record::Accepted { index, verdict } => {
+                if *index as usize >= self.tasks.len()
+                    && let Ok(Verdict { task, worker, payload, outcome: Outcome::Accepted { tokens, .. }, .. }) =
+                        verdict.claimed_message()
+                {
+                    self.late.push(LateResult { task, worker, payload, tokens });
+                }
                 if let Some(task) = self.tasks.get_mut(*index as usize) {
                     task.stage = TaskStage::Accepted;
                     // Its signature was checked before the record was made.

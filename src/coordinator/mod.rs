@@ -15,7 +15,7 @@ mod state;
 pub use self::core::{Effect, Event, Report, Rounds};
 pub use actor::{Coordinator, CoordinatorPorts, Inspect, Look, ReplyTo};
 pub use audits::{CaseId, DrawnResult, Ending, RoundDraw, VerifierRecord};
-pub use chronicle::{Chronicle, Rejection, RoundStory, RoundSummary, TaskStage, TaskStory};
+pub use chronicle::{Chronicle, LateResult, Rejection, RoundStory, RoundSummary, TaskStage, TaskStory};
 pub use recheck::{RecheckError, Rechecked, recheck};
 pub use state::{BaseModel, Record, State, WorkerRecord};
 

@@ -3,9 +3,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::audits::{Case, CaseId, Ending, Peer, RoundDraw, VerifierRecord};
-use super::slots::{Slots, Stage};
+use super::slots::{Slot, Slots, Stage};
 use crate::protocol::{
-    Amount, Auditors, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, Time, limits,
+    Amount, Auditors, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, TaskId, Time,
+    limits,
 };
 use crate::verifier::checks::relative_norm;
 
@@ -25,7 +26,8 @@ pub enum Record {
     },
     /// A task was lent.
     Leased {
-        /// Which of the round's tasks.
+        /// Which: the round's own tasks come first, in their order, and behind them those of earlier rounds that somebody
+        /// may still bring a result for.
         index: u32,
         /// To whom.
         worker: PublicKey,
@@ -183,6 +185,9 @@ pub struct State {
     pub(super) closed: bool,
     pub(super) slots: Slots,
     pub(super) commitments: u32,
+    /// Tasks of earlier rounds that were done in time, with the round in which they were accepted; as far back as results
+    /// may come late.
+    pub(super) done: BTreeMap<TaskId, Round>,
     pub(super) unpaid: BTreeMap<Round, Vec<Signed>>,
     pub(super) lineage: Vec<BaseModel>,
     pub(super) workers: BTreeMap<PublicKey, WorkerRecord>,
@@ -242,6 +247,7 @@ impl State {
             closed: true,
             slots: Slots::default(),
             commitments: 0,
+            done: BTreeMap::new(),
             unpaid: BTreeMap::new(),
             lineage: Vec::new(),
             workers: BTreeMap::new(),
@@ -396,9 +402,13 @@ impl State {
         self.momentum = momentum;
         self.opened = at;
         self.closed = false;
-        self.commitments = 0;
+        let accepted = self.slots.iter().filter(|slot| matches!(slot.stage, Stage::Accepted { .. }));
+        self.done.extend(accepted.map(|slot| (slot.id, round)));
+        self.done.retain(|_, before| before.0 + limits::LATE_ROUNDS_MAX > round.0);
+        let (left, commitments) = std::mem::take(&mut self.slots).left();
+        self.commitments = commitments;
         let tasks = (0..self.spec.tasks_per_round).map(|index| Task::of_round(&self.spec, round, index, base));
-        self.slots = Slots::new(tasks);
+        self.slots = Slots::new(tasks, left.into_iter());
     }
 
     fn close(&mut self, at: Time, secret: Option<Digest>, test: bool) {
@@ -412,7 +422,7 @@ impl State {
                 let record = self.workers.entry(*worker).or_default();
                 record.accepted += 1;
                 record.clean = record.clean.saturating_add(1);
-                record.tokens += slot.task.tokens();
+                record.tokens += slot.tokens();
                 self.recent_norms.push_back(relative_norm(&slot.task, *norm));
                 verdicts.push(verdict.clone());
             }
@@ -424,8 +434,9 @@ impl State {
         self.unpaid.insert(self.round, verdicts);
     }
 
-    fn accepted_tokens(&self) -> u64 {
-        self.slots.counts().accepted as u64 * self.spec.tokens_per_task()
+    pub(super) fn accepted_tokens(&self) -> u64 {
+        let accepted = self.slots.iter().filter(|slot| matches!(slot.stage, Stage::Accepted { .. }));
+        accepted.map(Slot::tokens).sum()
     }
 
     /// Whether the open round's work is done, and the next base model is being made.
@@ -439,7 +450,7 @@ impl State {
     pub fn tasks(&self, now: Time) -> (u32, u32, u32) {
         let counts = self.slots.counts();
         let lent = counts.open - self.slots.free(now).count();
-        (self.slots.len(), counts.accepted as u32, lent as u32)
+        (self.slots.own(), counts.accepted as u32, lent as u32)
     }
 
     /// The task that `worker` has committed to this payload for, and whose payload is still wanted.
@@ -451,7 +462,7 @@ impl State {
         let copy = self.cases.values().find(|case| {
             case.peers.get(worker).and_then(|peer| peer.commitment).is_some_and(|commitment| is(&commitment))
         });
-        let slot = slot.filter(|_| !self.closed).map(|slot| &slot.task);
+        let slot = slot.filter(|slot| !self.closed || slot.stays()).map(|slot| &slot.task);
         slot.or_else(|| copy.map(|case| &case.task))
     }
 
@@ -459,6 +470,14 @@ impl State {
     #[must_use]
     pub fn kept_models(&self) -> &[BaseModel] {
         &self.lineage[self.lineage.len().saturating_sub(limits::MODELS_KEPT as usize)..]
+    }
+
+    /// Whether somebody may need this model to do a task: one of those that are kept, or the base of work that is being
+    /// audited, which may be older.
+    #[must_use]
+    pub fn is_base(&self, model: &Digest) -> bool {
+        let kept = self.kept_models().iter().any(|kept| kept.digest == *model);
+        kept || self.cases.values().any(|case| case.task.base == *model)
     }
 
     /// Who was audited in this round, and what came of it; nothing of rounds that are too old, and of runs without
@@ -537,7 +556,7 @@ impl State {
                     verdict.task == slot.id
                         && verdict.worker == *worker
                         && verdict.payload == *payload
-                        && matches!(verdict.outcome, Outcome::Accepted { tokens, .. } if tokens == slot.task.tokens())
+                        && matches!(verdict.outcome, Outcome::Accepted { tokens, .. } if tokens == slot.tokens())
                 });
                 assert!(sound, "a task is accepted without a verdict that says so");
             }

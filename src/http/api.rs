@@ -7,7 +7,7 @@ pub mod watch;
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::{RoundDraw, VerifierRecord};
-use crate::protocol::{Digest, PublicKey, Round, RunId, RunSpec, SessionId, Signed, Time};
+use crate::protocol::{Digest, ExchangeKey, PassId, PublicKey, Round, RunId, RunSpec, SessionId, Signed, Time};
 use crate::verifier::Job;
 
 /// The paths. Those of blobs are followed by a slash and a digest.
@@ -20,6 +20,8 @@ pub mod path {
     pub const AUDITS: &str = "/hydra/v1/audits";
     /// What happens, as it happens.
     pub const EVENTS: &str = "/hydra/v1/events";
+    /// Asks for a pass, which proves further calls.
+    pub const PASS: &str = "/hydra/v1/pass";
     /// Asks to be admitted.
     pub const REGISTER: &str = "/hydra/v1/register";
     /// Asks for work.
@@ -112,6 +114,27 @@ pub struct RoundAudits {
     pub draw: Option<RoundDraw>,
     /// What each verifier has done so far.
     pub verifiers: Vec<(PublicKey, VerifierRecord)>,
+}
+
+/// Asks [`path::PASS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPass {
+    /// The caller's half of an exchange of keys.
+    pub exchange: ExchangeKey,
+}
+
+/// Answers [`path::PASS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// To be named in calls.
+    pub pass: PassId,
+    /// The server's half.
+    pub exchange: ExchangeKey,
+    /// The session that the key is for.
+    pub session: SessionId,
+    /// Until when it holds, by the server's clock.
+    pub until: Time,
 }
 
 /// Asks [`path::REGISTER`].

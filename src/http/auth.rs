@@ -4,10 +4,16 @@ use std::sync::{Mutex, PoisonError};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 
 use super::error::ApiError;
-use crate::protocol::{Call, Digest, EnvelopeError, Keypair, PublicKey, SessionId, Signed, Time, limits, wire};
+use super::passes::Passes;
+use crate::protocol::{
+    Call, Digest, EnvelopeError, ExchangeKey, ExchangeSecret, Keypair, PassId, PassKey, PassedCall, PublicKey,
+    SessionId, Signed, Time, limits, wire,
+};
 
-/// The scheme of the `Authorization` header.
+/// The scheme of the `Authorization` header of signed calls.
 const SCHEME: &str = "Hydra ";
+/// The same of calls that a pass proves.
+const PASS_SCHEME: &str = "Hydra-Pass ";
 
 /// The value of the `Authorization` header for a call.
 #[must_use]
@@ -15,11 +21,26 @@ pub fn authorization(key: &Keypair, call: &Call) -> String {
     format!("{SCHEME}{}", BASE64.encode(&wire::encode(&Signed::seal(key, call))))
 }
 
-/// A call whose signature, session and time were right. Its body and its nonce are still to be checked.
+/// The value of the `Authorization` header for a call that a pass proves.
+#[must_use]
+pub fn pass_authorization(call: &PassedCall) -> String {
+    format!("{PASS_SCHEME}{}", BASE64.encode(&wire::encode(call)))
+}
+
+/// Whether this header names a pass.
+#[must_use]
+pub fn is_passed(header: &str) -> bool {
+    header.starts_with(PASS_SCHEME)
+}
+
+/// A call that is its caller's, of this session and of the present time. Its body is still to be checked, and that of a
+/// signed one that it was not made before.
 #[derive(Debug)]
 pub struct Claim {
     caller: PublicKey,
-    call: Call,
+    body: Digest,
+    /// Of a signed call; a pass has counted its own.
+    nonce: Option<[u8; 16]>,
 }
 
 /// Checks signed calls, and takes each but once.
@@ -27,13 +48,14 @@ pub struct Claim {
 pub struct Gate {
     session: SessionId,
     nonces: Mutex<Nonces>,
+    passes: Passes,
 }
 
 impl Gate {
     /// The gate of a server process whose number is `session`: random, another for each process.
     #[must_use]
     pub fn new(session: SessionId) -> Self {
-        Self { session, nonces: Mutex::default() }
+        Self { session, nonces: Mutex::default(), passes: Passes::default() }
     }
 
     /// The number of this server process.
@@ -44,6 +66,9 @@ impl Gate {
 
     /// Checks everything that can be said before the body is there: who signed, what, for whom and when.
     pub fn claim(&self, header: Option<&str>, method: &str, path: &str, now: Time) -> Result<Claim, ApiError> {
+        if let Some(text) = header.and_then(|header| header.strip_prefix(PASS_SCHEME)) {
+            return self.passed(text, method, path, now);
+        }
         let text = header.and_then(|header| header.strip_prefix(SCHEME)).ok_or(ApiError::Unsigned)?;
         if text.len() > limits::HTTP_CALL_BYTES_MAX {
             return Err(ApiError::Signature("the header is too long"));
@@ -61,20 +86,42 @@ impl Gate {
         if call.session != self.session {
             return Err(ApiError::Session { session: self.session, time: now });
         }
-        let off_ms = i64::try_from(call.time.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
-        if u128::from(off_ms.unsigned_abs()) > limits::HTTP_CLOCK_SKEW.as_millis() {
-            return Err(ApiError::ClockSkew { off_ms, time: now });
-        }
-        Ok(Claim { caller, call })
+        check_clock(call.time, now)?;
+        Ok(Claim { caller, body: call.body, nonce: Some(call.nonce) })
+    }
+
+    fn passed(&self, text: &str, method: &str, path: &str, now: Time) -> Result<Claim, ApiError> {
+        let bytes = BASE64.decode(text.as_bytes()).map_err(|_| ApiError::Signature("the header is not base64"))?;
+        let call: PassedCall = wire::decode(&bytes, limits::HTTP_CALL_BYTES_MAX)
+            .map_err(|_| ApiError::Signature("the header does not hold a call"))?;
+        check_clock(call.time, now)?;
+        let caller = self.passes.check(&call, method, path, now)?;
+        Ok(Claim { caller, body: call.body, nonce: None })
+    }
+
+    /// Gives `caller` a pass: what to tell them, and until when it holds. `secret` and `id` are random.
+    pub fn pass(
+        &self,
+        caller: PublicKey,
+        asked: ExchangeKey,
+        secret: &ExchangeSecret,
+        id: PassId,
+        now: Time,
+    ) -> Result<(ExchangeKey, Time), ApiError> {
+        let given = secret.public();
+        let key = PassKey::agree(secret, asked, asked, given, &caller, self.session)
+            .ok_or_else(|| ApiError::Malformed("no key can be agreed on with that half of an exchange".into()))?;
+        Ok((given, self.passes.enter(id, key, caller, now)))
     }
 
     /// Checks the rest, and remembers the call: who makes it.
     pub fn admit(&self, claim: &Claim, body: &[u8], now: Time) -> Result<PublicKey, ApiError> {
-        if Digest::of(body) != claim.call.body {
+        if Digest::of(body) != claim.body {
             return Err(ApiError::Signature("another body was signed"));
         }
+        let Some(nonce) = claim.nonce else { return Ok(claim.caller) };
         let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        nonces.remember(claim, now)?;
+        nonces.remember(claim.caller, &nonce, now)?;
         Ok(claim.caller)
     }
 }
@@ -87,6 +134,14 @@ impl Claim {
     }
 }
 
+fn check_clock(time: Time, now: Time) -> Result<(), ApiError> {
+    let off_ms = i64::try_from(time.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
+    if u128::from(off_ms.unsigned_abs()) > limits::HTTP_CLOCK_SKEW.as_millis() {
+        return Err(ApiError::ClockSkew { off_ms, time: now });
+    }
+    Ok(())
+}
+
 /// The calls of this session that would still pass the check of their time.
 #[derive(Debug, Default)]
 struct Nonces {
@@ -96,7 +151,7 @@ struct Nonces {
 }
 
 impl Nonces {
-    fn remember(&mut self, claim: &Claim, now: Time) -> Result<(), ApiError> {
+    fn remember(&mut self, caller: PublicKey, nonce: &[u8; 16], now: Time) -> Result<(), ApiError> {
         while let Some((until, mark)) = self.order.front()
             && *until < now
         {
@@ -104,7 +159,7 @@ impl Nonces {
             self.order.pop_front();
         }
         let mut mark = [0; 16];
-        let whole = [claim.caller.as_bytes().as_slice(), &claim.call.nonce].concat();
+        let whole = [caller.as_bytes().as_slice(), nonce].concat();
         mark.copy_from_slice(&Digest::of(&whole).as_bytes()[..16]);
         if self.seen.contains(&mark) {
             return Err(ApiError::Replayed);
@@ -183,6 +238,32 @@ mod tests {
     }
 
     #[test]
+    fn a_pass_that_was_asked_for_proves_calls_until_the_server_forgets_it() {
+        let gate = gate();
+        let (mine, theirs) = (ExchangeSecret::from_bytes([1; 32]), ExchangeSecret::from_bytes([2; 32]));
+        let (id, me) = (PassId(Digest::of(b"id")), key(1).public());
+        let (given, _) = gate.pass(me, mine.public(), &theirs, id, NOW).unwrap();
+        let pass = PassKey::agree(&mine, given, mine.public(), given, &me, gate.session()).unwrap();
+        let make = |number, time, sent: &[u8]| {
+            let body = Digest::of(sent);
+            let code = pass.code("POST", "/hydra/v1/lease", &body, time, number);
+            pass_authorization(&PassedCall { pass: id, number, time, body, code })
+        };
+        let check = |header: &str, now| {
+            let claim = gate.claim(Some(header), "POST", "/hydra/v1/lease", now)?;
+            gate.admit(&claim, b"body", now)
+        };
+        assert_eq!(check(&make(1, NOW, b"body"), NOW), Ok(me));
+        assert_eq!(check(&make(1, NOW, b"body"), NOW), Err(ApiError::Replayed));
+        assert!(matches!(check(&make(2, NOW, b"other"), NOW), Err(ApiError::Signature(_))));
+        assert!(matches!(check(&make(3, NOW, b"body"), Time(NOW.0 + 500_000)), Err(ApiError::ClockSkew { .. })));
+        let later = NOW + limits::HTTP_PASS_LASTS;
+        assert_eq!(check(&make(4, later, b"body"), later), Err(ApiError::NoSuchPass));
+        let zero = ExchangeKey(Digest::from_bytes([0; 32]));
+        assert!(matches!(gate.pass(me, zero, &theirs, id, NOW), Err(ApiError::Malformed(_))));
+    }
+
+    #[test]
     fn no_header_brings_the_gate_down() {
         let (gate, whole) = (gate(), authorization(&key(1), &call()).into_bytes());
         bolero::check!().with_iterations(2000).for_each(|input: &[u8]| {
@@ -193,7 +274,12 @@ mod tests {
                 altered[at] = change[1];
             }
             let text = String::from_utf8_lossy(input).into_owned();
-            for header in [text.clone(), format!("{SCHEME}{text}"), String::from_utf8_lossy(&altered).into_owned()] {
+            for header in [
+                text.clone(),
+                format!("{SCHEME}{text}"),
+                format!("{PASS_SCHEME}{text}"),
+                String::from_utf8_lossy(&altered).into_owned(),
+            ] {
                 if let Ok(claim) = gate.claim(Some(&header), "POST", "/hydra/v1/lease", NOW) {
                     assert_eq!(claim.caller(), key(1).public());
                 }

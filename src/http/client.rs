@@ -1,6 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,10 +16,14 @@ use serde::de::DeserializeOwned;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::{self, RootCertStore, crypto::ring};
+use zeroize::Zeroizing;
 
-use super::api::{ErrorBody, ErrorDetail, Hello, path};
-use super::auth::authorization;
-use crate::protocol::{Call, Digest, Keypair, SessionId, limits};
+use super::api::{ErrorBody, ErrorDetail, Hello, NewPass, Pass, path};
+use super::auth::{authorization, pass_authorization};
+use crate::protocol::{
+    Call, Digest, ExchangeSecret, Keypair, PassId, PassKey, PassedCall, SessionId, Signed, Time, WorkerReply,
+    WorkerRequest, limits,
+};
 use crate::runtime::{Clock, entropy};
 
 /// How long to try to connect.
@@ -34,6 +39,14 @@ pub struct Client {
     clock: Arc<dyn Clock>,
     http: hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     session: Mutex<Option<SessionId>>,
+    pass: Mutex<Option<Arc<HeldPass>>>,
+}
+
+/// A pass that the server has given, and the calls made with it so far.
+struct HeldPass {
+    id: PassId,
+    key: PassKey,
+    calls: AtomicU64,
 }
 
 /// Why a call brought nothing.
@@ -77,6 +90,16 @@ pub enum ClientError {
     Tls(#[from] rustls::Error),
 }
 
+impl HeldPass {
+    /// The header of the next call.
+    fn prove(&self, method: &Method, path: &str, body: &[u8], time: Time) -> String {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let body = Digest::of(body);
+        let code = self.key.code(method.as_str(), path, &body, time, number);
+        pass_authorization(&PassedCall { pass: self.id, number, time, body, code })
+    }
+}
+
 impl ClientError {
     /// Whether the same call may succeed later.
     #[must_use]
@@ -114,7 +137,7 @@ impl Client {
             return Err(ClientError::Address(base));
         }
         let http = connect(authorities)?;
-        Ok(Self { base, key, clock, http, session: Mutex::new(None) })
+        Ok(Self { base, key, clock, http, session: Mutex::new(None), pass: Mutex::new(None) })
     }
 
     /// Where the coordinator is.
@@ -146,6 +169,52 @@ impl Client {
     pub async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
         self.read_json(self.call(Method::POST, path, body.into(), None).await?).await
+    }
+
+    /// A worker's request. Only what others must be able to check is signed; the rest is proved by a pass, which is asked
+    /// for where there is none.
+    pub async fn ask(&self, path: &str, request: &Signed) -> Result<WorkerReply, ClientError> {
+        let unclear = |error: &dyn std::fmt::Display| ClientError::Answer(error.to_string());
+        let content: WorkerRequest = request.claimed_message().map_err(|error| unclear(&error))?;
+        let body = match &content {
+            WorkerRequest::Commit(_) | WorkerRequest::Appeal(_) => serde_json::to_vec(request),
+            content => serde_json::to_vec(content),
+        };
+        let body: Bytes = body.map_err(|error| unclear(&error))?.into();
+        for last in [false, true] {
+            let pass = self.pass().await?;
+            let proof = pass.prove(&Method::POST, path, &body, self.clock.now());
+            let request = self.request(&Method::POST, path, body.clone(), Some(proof), None)?;
+            match self.send(request, limits::HTTP_ANSWER_WITHIN).await {
+                // The server was started anew, or the pass is over.
+                Err(ClientError::Refused { detail, .. }) if !last && detail.code == "no_such_pass" => {
+                    self.held_pass().take_if(|held| held.id == pass.id);
+                }
+                answer => return self.read_json(answer?).await,
+            }
+        }
+        Err(ClientError::Answer("the server forgets its passes at once".to_owned()))
+    }
+
+    /// The pass that there is, or a new one.
+    async fn pass(&self) -> Result<Arc<HeldPass>, ClientError> {
+        if let Some(pass) = &*self.held_pass() {
+            return Ok(Arc::clone(pass));
+        }
+        let mut secret = Zeroizing::new([0; 32]);
+        entropy(&mut *secret)?;
+        let secret = ExchangeSecret::from_bytes(*secret);
+        let asked = secret.public();
+        let given: Pass = self.post(path::PASS, &NewPass { exchange: asked }).await?;
+        let key = PassKey::agree(&secret, given.exchange, asked, given.exchange, &self.key.public(), given.session);
+        let key = key.ok_or_else(|| ClientError::Answer("it gives a pass that everybody knows".to_owned()))?;
+        let pass = Arc::new(HeldPass { id: given.pass, key, calls: AtomicU64::new(0) });
+        *self.held_pass() = Some(Arc::clone(&pass));
+        Ok(pass)
+    }
+
+    fn held_pass(&self) -> MutexGuard<'_, Option<Arc<HeldPass>>> {
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A signed call that brings JSON, or nothing when there is nothing.

@@ -95,7 +95,7 @@ impl Handler<coordinator::Event<ReplyTo>> for Courier {
             // One that does not get through is too late the next time; another follows.
             let client = Arc::clone(&self.client);
             let beat = async move {
-                if let Ok(answer) = client.post(path, &request).await {
+                if let Ok(answer) = client.ask(path, &request).await {
                     reply(answer);
                 }
             };
@@ -127,7 +127,7 @@ async fn carry(
         tokio::time::sleep(PAUSE).await;
     }
     loop {
-        match client.post(path, &request).await {
+        match client.ask(path, &request).await {
             Ok(reply) => {
                 tell(News::Answer(&reply));
                 return reply;

@@ -50,6 +50,9 @@ pub enum ApiError {
         /// The server's time.
         time: Time,
     },
+    /// A pass that this server process did not give, or that is over.
+    #[error("there is no such pass, or not any more; ask for another")]
+    NoSuchPass,
     /// This very call was made before.
     #[error("this call was made before")]
     Replayed,
@@ -209,6 +212,7 @@ impl ApiError {
             Self::Signature(_) => ("bad_signature", StatusCode::UNAUTHORIZED),
             Self::Session { .. } => ("other_session", StatusCode::UNAUTHORIZED),
             Self::ClockSkew { .. } => ("clock_skew", StatusCode::UNAUTHORIZED),
+            Self::NoSuchPass => ("no_such_pass", StatusCode::UNAUTHORIZED),
             Self::Replayed => ("replayed", StatusCode::UNAUTHORIZED),
             Self::NotAdmitted(_) => ("not_admitted", StatusCode::FORBIDDEN),
             Self::Forbidden(_) => ("forbidden", StatusCode::FORBIDDEN),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::query_metrics::QueryMetrics;
-use crate::coordinator::Report;
+use crate::coordinator::{Report, State};
 use crate::ledger::Totals;
 use crate::protocol::{Balance, PublicKey, Time, limits};
 use crate::runtime::Note;
@@ -132,6 +132,16 @@ impl Default for Hub {
 }
 
 impl Hub {
+    /// Takes up the numbers of a run where it stands: what is told from now on changes them.
+    pub fn begin(&self, state: &State) {
+        let measured = state.lineage().iter().enumerate().rev().find_map(|(round, model)| Some((round, model.loss?)));
+        if let Some((round, loss)) = measured {
+            self.round.set(i64::try_from(round).unwrap_or(i64::MAX));
+            self.loss.set(loss);
+        }
+        self.tokens.set(i64::try_from(state.tokens()).unwrap_or(i64::MAX));
+    }
+
     /// Passes on what happens.
     pub fn see(&self, note: &Note) {
         let Some(event) = event(note) else { return };
@@ -146,7 +156,7 @@ impl Hub {
                 }
                 Report::Audited { .. } => drop(self.audited.inc()),
                 Report::Convicted { .. } => drop(self.convicted.inc()),
-                Report::Forfeited { .. } | Report::StruckOff { .. } | Report::Finished => {}
+                Report::Stuck { .. } | Report::Forfeited { .. } | Report::StruckOff { .. } | Report::Finished => {}
             }
         }
         // Nobody may be watching.
@@ -248,9 +258,9 @@ fn event(note: &Note) -> Option<Value> {
         Note::Coordinator(Report::Rejected { round, worker, layer, reason }) => Some(
             json!({ "event": "rejected", "round": round, "worker": worker, "layer": layer, "reason": reason.to_string() }),
         ),
-        Note::Coordinator(Report::RoundClosed { round, accepted, tokens }) => {
-            Some(json!({ "event": "round_closed", "round": round, "accepted": accepted, "tokens": tokens }))
-        }
+        Note::Coordinator(Report::RoundClosed { round, accepted, late, tokens }) => Some(
+            json!({ "event": "round_closed", "round": round, "accepted": accepted, "late": late, "tokens": tokens }),
+        ),
         Note::Coordinator(Report::Evaluated { round, loss, tokens }) => {
             Some(json!({ "event": "evaluated", "round": round, "loss": loss, "tokens": tokens }))
         }
@@ -266,6 +276,10 @@ fn event(note: &Note) -> Option<Value> {
         Note::Coordinator(Report::StruckOff { verifier }) => {
             Some(json!({ "event": "struck_off", "verifier": verifier }))
         }
+        Note::Coordinator(Report::Stuck { round, tasks, reason }) => {
+            let reason = reason.as_ref().map(ToString::to_string);
+            Some(json!({ "event": "stuck", "round": round, "tasks": tasks, "reason": reason }))
+        }
         Note::Coordinator(Report::Finished) => Some(json!({ "event": "finished" })),
         Note::CheckFailed { error } => Some(json!({ "event": "check_failed", "error": error })),
         Note::Step { .. } | Note::TaskFailed { .. } | Note::Ledger { .. } | Note::Fatal(_) => None,
@@ -277,6 +291,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::coordinator::Record;
+    use crate::protocol::{Digest, Round};
 
     /// Every name that `/metrics` can have.
     fn names() -> BTreeSet<String> {
@@ -298,6 +314,26 @@ mod tests {
         }
         assert!(names.len() > 20, "{text}");
         names
+    }
+
+    #[test]
+    fn a_restarted_server_has_the_numbers_of_the_run_at_once() {
+        let spec = crate::testing::spec(1);
+        let opened = |round| Record::RoundOpened {
+            round: Round(round),
+            base: Digest::of(b"model"),
+            momentum: None,
+            at: Time(0),
+        };
+        let records = [opened(0), Record::Evaluated { round: Round(0), loss: 5.5 }, opened(1), opened(2)];
+        let measured = Record::Evaluated { round: Round(1), loss: 4.5 };
+        let state = State::replay(spec, records.into_iter().chain([measured]));
+        let hub = Hub::default();
+        hub.begin(&state);
+        let text = hub.metrics(Time(0));
+        for line in ["hydra_round 1\n", "hydra_validation_loss 4.5\n", "hydra_tokens 0\n"] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod admission;
 pub mod api;
 mod auth;
+mod bodies;
 mod bucket;
 mod client;
 mod courier;
@@ -17,6 +18,7 @@ mod error;
 mod hub;
 mod ledger_courier;
 mod openapi;
+mod passes;
 mod query_metrics;
 mod rate;
 mod remote_blobs;

@@ -1,9 +1,13 @@
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::api::ledger::path as ledger;
 use super::api::path;
 use super::api::queries::path as queries;
 use super::api::watch::path as watch;
+use super::bodies;
+use super::error::ApiError;
 
 /// One thing that a server does. The server is built from this table, and so is its description.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +76,7 @@ pub(super) enum Endpoint {
     Status,
     Audits,
     Events,
+    Pass,
     Register,
     Lease,
     Commit,
@@ -169,6 +174,7 @@ pub const ROUTES: &[Route] = &[
         gives: "text/event-stream",
         ..get(path::EVENTS, Caller::Anybody, "What happens, as it happens (server-sent events)", Endpoint::Events)
     },
+    post(path::PASS, Caller::Key, "Ask for a pass, which proves further calls without signatures", Endpoint::Pass),
     post(path::REGISTER, Caller::Key, "Ask to be admitted, with an invite where one is needed", Endpoint::Register),
     post(path::LEASE, Caller::Worker, "Ask for work; held open until there is some", Endpoint::Lease),
     post(path::COMMIT, Caller::Worker, "Commit to a result", Endpoint::Commit),
@@ -284,6 +290,54 @@ impl Route {
     }
 }
 
+/// Finds routes by method and path.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Those without anything in braces.
+    plain: BTreeMap<&'static str, Vec<&'static Route>>,
+    others: Vec<&'static Route>,
+}
+
+impl Table {
+    pub fn new(routes: impl Iterator<Item = &'static Route>) -> Self {
+        let (mut plain, mut others) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
+        for route in routes {
+            if route.path.contains('{') {
+                others.push(route);
+            } else {
+                plain.entry(route.path).or_default().push(route);
+            }
+        }
+        Self { plain, others }
+    }
+
+    /// The route of a request. A slash at the end makes no difference.
+    pub fn find(&self, method: &str, path: &str) -> Result<&'static Route, ApiError> {
+        let path = path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(path);
+        let matching = self.others.iter().copied().filter(|route| matches(route.path, path));
+        let mut here = false;
+        for route in self.plain.get(path).into_iter().flatten().copied().chain(matching) {
+            if route.method == method {
+                return Ok(route);
+            }
+            here = true;
+        }
+        Err(if here { ApiError::NoSuchMethod } else { ApiError::NoSuchRoute })
+    }
+}
+
+/// Whether a path has the parts that a pattern has, with anything in the place of what stands in braces.
+fn matches(pattern: &str, path: &str) -> bool {
+    let (mut wanted, mut parts) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), parts.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(part)) if wanted == part || (wanted.starts_with('{') && !part.is_empty()) => {}
+            _ => return false,
+        }
+    }
+}
+
 /// The description of these routes, in the form of `OpenAPI` 3.1.
 #[must_use]
 pub fn document<'a>(routes: impl Iterator<Item = &'a Route>) -> Value {
@@ -292,6 +346,19 @@ pub fn document<'a>(routes: impl Iterator<Item = &'a Route>) -> Value {
         let item = paths.entry(route.path).or_insert_with(|| json!({}));
         item[route.method.to_lowercase()] = operation(route);
     }
+    let mut schemas = bodies::components();
+    schemas.insert(
+        "Error".to_owned(),
+        json!({
+            "type": "object",
+            "required": ["error"],
+            "properties": { "error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": { "code": { "type": "string" }, "message": { "type": "string" } },
+            }},
+        }),
+    );
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -307,15 +374,7 @@ pub fn document<'a>(routes: impl Iterator<Item = &'a Route>) -> Value {
                 "name": "Authorization",
                 "description": "\"Hydra \" and a signed Call (session, method, path, body digest, time, nonce) in base64url; see the chapter on the protocol",
             }, "api_key": { "type": "http", "scheme": "bearer" } },
-            "schemas": { "Error": {
-                "type": "object",
-                "required": ["error"],
-                "properties": { "error": {
-                    "type": "object",
-                    "required": ["code", "message"],
-                    "properties": { "code": { "type": "string" }, "message": { "type": "string" } },
-                }},
-            }},
+            "schemas": schemas,
         },
     })
 }
@@ -363,7 +422,11 @@ fn operation(route: &Route) -> Value {
         "responses": { "200": { "description": "Done", "content": { route.gives: {} } }, "4XX": error.clone(), "5XX": error },
     });
     if let Some(takes) = route.takes {
-        operation["requestBody"] = json!({ "required": true, "content": { takes: {} } });
+        let content = match bodies::body(route.endpoint).filter(|_| takes == JSON) {
+            Some(schema) => json!({ "schema": schema }),
+            None => json!({}),
+        };
+        operation["requestBody"] = json!({ "required": true, "content": { takes: content } });
     }
     match route.caller {
         Caller::Anybody => {}
@@ -389,6 +452,23 @@ mod tests {
         let described: usize =
             document["paths"].as_object().unwrap().values().map(|item| item.as_object().unwrap().len()).sum();
         assert_eq!(described, ROUTES.len());
+    }
+
+    #[test]
+    fn every_route_is_found_by_its_path_and_nothing_else() {
+        let table = Table::new(ROUTES.iter());
+        for route in ROUTES {
+            let path = route.path.replace(['{', '}'], "");
+            assert_eq!(table.find(route.method, &path).unwrap().path, route.path);
+            assert_eq!(table.find(route.method, &format!("{path}/")).unwrap().path, route.path);
+            assert_eq!(table.find("DELETE", &path).unwrap_err(), ApiError::NoSuchMethod);
+            if path != "/" {
+                assert_eq!(table.find(route.method, &format!("{path}/x/y/z")).unwrap_err(), ApiError::NoSuchRoute);
+            }
+        }
+        for path in ["", "/hydra", "/hydra/v1/blobs", "/hydra/v1/blobs/", "/dashboard/", "/hydra/v1//lease"] {
+            assert_eq!(table.find("GET", path).unwrap_err(), ApiError::NoSuchRoute, "{path}");
+        }
     }
 
     fn caller(caller: Caller) -> &'static str {

@@ -31,6 +31,37 @@ impl Round {
     }
 }
 
+/// How many rounds after its own a task's result comes. In its own round it counts in full; later, for as long as
+/// [`limits::LATE_ROUNDS_MAX`](super::limits::LATE_ROUNDS_MAX) allows, half as much with each round: it was made from a
+/// base model that has moved on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lateness(u32);
+
+impl Lateness {
+    /// Of a result that comes in its own round.
+    pub const NONE: Self = Self(0);
+
+    /// A round later, if results may come that late.
+    #[must_use]
+    pub fn later(self) -> Option<Self> {
+        (self.0 < super::limits::LATE_ROUNDS_MAX).then_some(Self(self.0 + 1))
+    }
+
+    /// In rounds.
+    #[must_use]
+    pub fn rounds(self) -> u32 {
+        self.0
+    }
+
+    /// What so many tokens count for, in pay and in the average: rounded down, and at least one, so that nothing that is
+    /// accepted counts for nothing.
+    #[must_use]
+    pub fn counted(self, tokens: u64) -> u64 {
+        tokens.checked_shr(self.0).unwrap_or(0).max(tokens.min(1))
+    }
+}
+
 /// Milliseconds since the Unix epoch, as the world's clock tells them: real in a deployment, virtual in a
 /// simulation. Cores are handed it and never ask for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -162,6 +162,10 @@ pub const NORM_HISTORY: usize = 16;
 /// Fewest norms from which a median says anything.
 pub const NORM_REFERENCE_MIN: usize = 3;
 
+/// How many rounds late a result may come: its base model must still be there for whoever checks it, and of
+/// [`MODELS_KEPT`] one is the open round's.
+pub const LATE_ROUNDS_MAX: u32 = MODELS_KEPT - 1;
+
 /// Base models whose weights are kept: the newest, and two to go back to. The lineage (digests, losses) is kept of
 /// all.
 pub const MODELS_KEPT: u32 = 3;
@@ -333,6 +337,17 @@ pub const HTTP_CLOCK_SKEW: Duration = Duration::from_mins(2);
 /// Nonces that a server remembers: 40 bytes each. At the limit, calls are refused until old ones are forgotten; the
 /// rate limits keep honest use well below.
 pub const HTTP_NONCES_MAX: usize = 1 << 21;
+
+/// How long a pass holds: the two signatures and the exchange of keys that it costs are then one part in thousands of what
+/// it saves, and a key that somebody gets hold of is soon worth nothing.
+pub const HTTP_PASS_LASTS: Duration = Duration::from_hours(1);
+
+/// Passes that a server keeps: 200 bytes each. Beyond, those that were made first are forgotten, and their owners get
+/// others.
+pub const HTTP_PASSES_MAX: usize = 1 << 17;
+
+/// Passes of one key: a worker, a verifier and some commands of one owner at the same time.
+pub const HTTP_PASSES_PER_KEY: usize = 4;
 
 /// Connections that a server keeps open: two for each of several thousand workers, at some tens of KiB each.
 pub const HTTP_CONNECTIONS_MAX: usize = 16_384;

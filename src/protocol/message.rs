@@ -23,6 +23,19 @@ pub enum WorkerRequest {
     Appeal(TaskId),
 }
 
+impl WorkerRequest {
+    /// The task that it is about.
+    #[must_use]
+    pub fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::Lease { .. } => None,
+            Self::Commit(commitment) => Some(commitment.task),
+            Self::Submit(submission) => Some(submission.commitment.task),
+            Self::GiveBack(task) | Self::Heartbeat(task) | Self::Appeal(task) => Some(*task),
+        }
+    }
+}
+
 impl Message for WorkerRequest {
     const DOMAIN: &'static str = "worker request v1";
 }
@@ -56,9 +69,13 @@ pub enum WorkerReply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalReason {
-    /// No such task in the open round: it is over, or never was.
-    #[error("the task is not one of the open round")]
+    /// No such task in the open round, nor among those of the rounds before it whose results still count: it is over, or
+    /// never was.
+    #[error("the task is not one of the open round, and not one of those before it whose results still count")]
     TaskNotOpen,
+    /// A result for the task was accepted in an earlier round: another's, or the sender's own.
+    #[error("a result for the task was accepted before")]
+    TaskDone,
     /// The sender was never lent this task.
     #[error("the task was never lent to this key")]
     NotYourTask,

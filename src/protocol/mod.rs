@@ -20,16 +20,16 @@ mod verdict;
 pub mod wire;
 
 pub use amount::{Amount, AmountError, Balance, MICRO_PER_HYD};
-pub use call::{Call, SessionId};
+pub use call::{Call, ExchangeKey, ExchangeSecret, PassId, PassKey, PassedCall, SessionId};
 pub use digest::{Digest, DigestError, Digester};
 pub use draw::{AuditPolicy, Auditors, Audits, Ppm, SecretChain, is_drawn, secret_before};
 pub use envelope::{EnvelopeError, Keypair, Message, PublicKey, PublicKeyError, Signed};
-pub use id::{Round, RunId, TaskId, Time};
+pub use id::{Lateness, Round, RunId, TaskId, Time};
 pub use message::{RefusalReason, WorkerReply, WorkerRequest};
 pub use seed::{Seed, below};
 pub use spec::{
     AdamW, Aggregation, Codec, Emission, InnerOptimizer, ModelSpec, Muon, OuterOptimizer, Rule, RunSpec, Schedule,
-    SpecError, Timing, VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,
+    ShortTasks, SpecError, Timing, VOCABULARY, VOCABULARY_BYTES, VOCABULARY_END,
 };
 pub use submission::{Commitment, DeviceKind, Submission, Trail};
 pub use task::{Lease, Task};

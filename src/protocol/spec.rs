@@ -44,6 +44,8 @@ pub struct RunSpec {
     pub timing: Timing,
     /// Whose work is computed again; nobody's, where everybody is trusted.
     pub audits: Option<Audits>,
+    /// The tasks for slow computers; none, where all tasks are alike.
+    pub short: Option<ShortTasks>,
 }
 
 impl Message for RunSpec {
@@ -260,6 +262,21 @@ impl Default for Emission {
     }
 }
 
+/// The last tasks of each round have a quarter of the inner steps, for computers that need long for a whole one. Which
+/// tasks there are follows from the run alone; who is lent which, from how fast they say they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShortTasks {
+    /// How many of the round's tasks.
+    pub tasks: u32,
+    /// Whoever needs longer than this for a whole task is lent a short one, as long as there are any.
+    pub target: Duration,
+}
+
+impl ShortTasks {
+    /// A whole task has the inner steps of so many short ones.
+    pub const SHARE: u32 = 4;
+}
+
 /// Deadlines of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
@@ -296,10 +313,30 @@ impl RunSpec {
         RunId(Digest::in_domain("hydra run v1", &wire::encode(self)))
     }
 
-    /// The tokens that each of its tasks trains on.
+    /// The tokens that a whole task trains on.
     #[must_use]
     pub fn tokens_per_task(&self) -> u64 {
         u64::from(self.inner_steps) * u64::from(self.batch) * u64::from(self.model.context)
+    }
+
+    /// The inner steps of the `index`-th task of a round.
+    #[must_use]
+    pub fn steps_of(&self, index: u32) -> u32 {
+        let short = self.short.map_or(0, |short| short.tasks);
+        if index < self.tasks_per_round.saturating_sub(short) {
+            self.inner_steps
+        } else {
+            self.inner_steps.div_ceil(ShortTasks::SHARE)
+        }
+    }
+
+    /// Whether somebody so fast (tokens a second, 0 when not yet known) is to have short tasks: they show how fast it is.
+    #[must_use]
+    pub fn is_for_short_tasks(&self, tokens_per_second: u32) -> bool {
+        self.short.is_some_and(|short| {
+            let in_time = u128::from(tokens_per_second) * short.target.as_millis();
+            in_time < u128::from(self.tokens_per_task()) * 1000
+        })
     }
 
     /// Accepted tasks that a round needs to close at its deadline: more than half.
@@ -317,6 +354,9 @@ impl RunSpec {
         within("the number of validation windows", self.validation_windows, 1, limits::VALIDATION_WINDOWS_MAX)?;
         let tokens = u64::from(self.batch) * u64::from(self.model.context);
         within("the number of tokens in a step (batch × context)", tokens, 1, limits::STEP_TOKENS_MAX)?;
+        if let Some(short) = self.short {
+            within("the number of short tasks", short.tasks, 1, self.tasks_per_round)?;
+        }
         self.aggregation.validate()?;
         positive("the learning rate", self.schedule.peak, 1.0)?;
         positive("the outer learning rate", self.outer.rate, 10.0)?;

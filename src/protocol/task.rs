@@ -51,7 +51,7 @@ impl Task {
             model: spec.model,
             dataset: spec.dataset,
             seed: spec.seed.derive("task", (u64::from(round.0) << 32) | u64::from(index)),
-            inner_steps: spec.inner_steps,
+            inner_steps: spec.steps_of(index),
             batch: spec.batch,
             optimizer: spec.optimizer,
             schedule: spec.schedule,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{
-    DeviceKind, Digest, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, Trail, VOCABULARY, Verdict, below,
-    limits, wire,
+    DeviceKind, Digest, Lateness, Layer, Outcome, PublicKey, Reason, Seed, Submission, Task, Trail, VOCABULARY,
+    Verdict, below, limits, wire,
 };
 use crate::training::{CodecError, Layout};
 
@@ -98,12 +98,22 @@ pub struct CopiesJob {
 pub struct Candidate {
     /// What was to be done.
     pub task: Task,
+    /// How many rounds after its own it comes.
+    pub lateness: Lateness,
     /// Who did it.
     pub worker: PublicKey,
     /// The encoded update.
     pub payload: Digest,
     /// Its L2 norm, from the admission verdict.
     pub norm: f32,
+}
+
+impl Candidate {
+    /// What it counts for, if it is good.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.lateness.counted(self.task.tokens())
+    }
 }
 
 /// Checks one submission by itself. `payload` is what is in the blob store for it.
@@ -149,7 +159,7 @@ pub struct Compared {
     /// The verdict.
     pub verdict: Verdict,
     /// Whether it passes, but agrees with the others so much less than they with each other that it is worth a look at
-    /// what it does: [`helps`](super::held_out::helps).
+    /// what it does, or comes late and cannot be compared with them: [`helps`](super::held_out::helps).
     pub suspect: bool,
 }
 
@@ -158,6 +168,18 @@ pub struct Compared {
 /// job's candidates.
 pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Compared> {
     let median_norm = reference_norm(job);
+    let recent_norm = {
+        let mut recent = job.recent_norms.clone();
+        recent.sort_by(f32::total_cmp);
+        recent.get(recent.len() / 2).copied()
+    };
+    // What comes late was made when updates may have been longer: it is compared with those of then too.
+    let nearer = |candidate: &Candidate| {
+        let norm = relative_norm(&candidate.task, candidate.norm);
+        let distance = |median: &f32| (norm / median).ln().abs();
+        let medians = [Some(median_norm?), recent_norm];
+        medians.into_iter().flatten().min_by(|a, b| distance(a).total_cmp(&distance(b)))
+    };
     let all: Vec<&Candidate> = job.accepted.iter().chain(&job.candidates).collect();
     let sketches: Vec<Option<Vec<f32>>> = all.iter().map(|one| sketch(one, &job.places, &mut fetch)).collect();
     let mut rejected = vec![false; all.len()];
@@ -166,12 +188,19 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
         let with = |sketch: &Vec<f32>, other: &Option<Vec<f32>>| other.as_ref().map(|other| cosine(sketch, other));
         let cosines: Option<Vec<Option<f64>>> =
             sketches[place].as_ref().map(|sketch| sketches.iter().map(|other| with(sketch, other)).collect());
-        let agreement = cosines.as_ref().and_then(|cosines| agreement(cosines, place));
+        // Only updates of one base model have a direction in common: another's may lie behind it already.
+        let of_base =
+            |(other, cosine): (&&Candidate, &Option<f64>)| cosine.filter(|_| other.task.base == candidate.task.base);
+        let agreement = cosines.as_ref().and_then(|cosines| {
+            let comparable: Vec<_> = all.iter().zip(cosines).map(of_base).collect();
+            agreement(&comparable, place)
+        });
         let reason = match &cosines {
             None => Some(Reason::PayloadMissing),
             Some(cosines) => {
                 let earlier = all.iter().zip(cosines).zip(&rejected).take(place);
                 let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|((other, cosine), _)| (*other, *cosine));
+                let median_norm = if candidate.lateness == Lateness::NONE { median_norm } else { nearer(candidate) };
                 norm_outlier(candidate, median_norm).or_else(|| copy(candidate, earlier)).or_else(|| {
                     let against = agreement.filter(|agreement| *agreement < limits::DIRECTION_COSINE_MIN);
                     against.map(|cosine| Reason::Against { cosine: cosine as f32 })
@@ -182,9 +211,7 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
         agreements.push(agreement.filter(|_| reason.is_none()));
         let outcome = match reason {
             Some(reason) => Outcome::Rejected { layer: Layer::Statistics, reason },
-            None => {
-                Outcome::Accepted { layer: Layer::Statistics, tokens: candidate.task.tokens(), norm: candidate.norm }
-            }
+            None => Outcome::Accepted { layer: Layer::Statistics, tokens: candidate.tokens(), norm: candidate.norm },
         };
         let (task, worker, payload) = (candidate.task.id(), candidate.worker, candidate.payload);
         verdicts.push(Verdict { task, worker, payload, work: 0, by: None, outcome });
@@ -193,8 +220,15 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
     let is_suspect = |agreement: Option<f64>| {
         agreement.zip(usual).is_some_and(|(agreement, usual)| agreement < limits::SUSPECT_AGREEMENT * usual)
     };
-    let compared = |(verdict, agreement)| Compared { verdict, suspect: is_suspect(agreement) };
-    verdicts.into_iter().zip(agreements).map(compared).collect()
+    // What comes late is mostly alone with its base, so that nothing is said about its direction yet.
+    let is_unseen = |verdict: &Verdict, candidate: &Candidate| {
+        candidate.lateness != Lateness::NONE && matches!(verdict.outcome, Outcome::Accepted { .. })
+    };
+    let compared = |((verdict, agreement), candidate): ((Verdict, Option<f64>), &Candidate)| {
+        let suspect = is_suspect(agreement) || is_unseen(&verdict, candidate);
+        Compared { verdict, suspect }
+    };
+    verdicts.into_iter().zip(agreements).zip(&job.candidates).map(compared).collect()
 }
 
 fn norm_outlier(candidate: &Candidate, median: Option<f32>) -> Option<Reason> {
@@ -341,19 +375,28 @@ mod tests {
     }
 
     fn judge(submissions: &[(Task, Submission, Vec<u8>)], recent_norms: Vec<f32>) -> Vec<Outcome> {
+        weigh(submissions, recent_norms, Lateness::NONE).into_iter().map(|one| one.verdict.outcome).collect()
+    }
+
+    /// The same, with the last of them so late.
+    fn weigh(submissions: &[(Task, Submission, Vec<u8>)], recent_norms: Vec<f32>, late: Lateness) -> Vec<Compared> {
         let blobs: BTreeMap<Digest, Vec<u8>> =
             submissions.iter().map(|(_, submission, bytes)| (submission.commitment.payload, bytes.clone())).collect();
-        let candidates = submissions
+        let mut candidates: Vec<Candidate> = submissions
             .iter()
             .map(|(task, submission, bytes)| Candidate {
                 task: task.clone(),
+                lateness: Lateness::NONE,
                 worker: Keypair::from_secret(&[1; 32]).public(),
                 payload: submission.commitment.payload,
                 norm: admission(task, submission, Some(bytes)).unwrap(),
             })
             .collect();
+        if let Some(last) = candidates.last_mut() {
+            last.lateness = late;
+        }
         let job = StatisticsJob { candidates, accepted: vec![], recent_norms, places: Seed::from_number(3) };
-        compare(&job, |digest| blobs.get(digest).cloned()).into_iter().map(|one| one.verdict.outcome).collect()
+        compare(&job, |digest| blobs.get(digest).cloned())
     }
 
     fn accepted(outcome: &Outcome) -> bool {
@@ -409,6 +452,23 @@ mod tests {
         }
         // Of two, nobody can say which one is wrong.
         assert!(judge(&all[4..6], vec![]).iter().all(accepted));
+    }
+
+    #[test]
+    fn a_late_update_is_not_held_to_the_direction_of_another_base_but_looked_at() {
+        let mut all: Vec<_> = (0..6).map(|i| agreeing(i, if i < 5 { 0.1 } else { -0.1 })).collect();
+        all[5].0.base = Digest::of(b"the base of an earlier round");
+        let late = Lateness::NONE.later().unwrap();
+        let compared = weigh(&all, vec![], late);
+        assert!(compared.iter().all(|one| accepted(&one.verdict.outcome)), "{compared:?}");
+        let looked_at: Vec<bool> = compared.iter().map(|one| one.suspect).collect();
+        assert_eq!(looked_at, [false, false, false, false, false, true]);
+        let Outcome::Accepted { tokens, .. } = compared[5].verdict.outcome else { panic!("{compared:?}") };
+        assert_eq!(tokens, all[5].0.tokens() / 2);
+        let copy = (all[5].0.clone(), all[1].1.clone(), all[1].2.clone());
+        let compared = weigh(&[&all[..5], &[copy]].concat(), vec![], late);
+        assert!(matches!(compared[5].verdict.outcome, Outcome::Rejected { reason: Reason::Copy { .. }, .. }));
+        assert!(!compared[5].suspect, "what is rejected stays so");
     }
 
     #[test]

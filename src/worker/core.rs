@@ -454,6 +454,25 @@ mod tests {
     }
 
     #[test]
+    fn a_result_that_comes_between_two_rounds_is_kept_and_handed_in_again() {
+        let mut labour = worker();
+        let id = leased(&mut labour, Time(0));
+        labour.step(Time(0), Event::Trained { task: id, result: result() });
+        let wait = Event::Reply(WorkerReply::Wait { until: Time(0) });
+        assert_eq!(labour.step(Time(0), wait.clone()), []);
+        let again = |labour: &mut Labour| {
+            let effects = labour.step(Time(10_000), Event::Wake);
+            sent(&effects).cloned()
+        };
+        assert!(matches!(again(&mut labour), Some(WorkerRequest::Commit(commitment)) if commitment.task == id));
+        labour.step(Time(10_000), Event::Reply(WorkerReply::Committed(id)));
+        labour.step(Time(10_000), Event::Uploaded(Digest::of(b"payload")));
+        assert_eq!(labour.step(Time(10_000), wait), []);
+        let effects = labour.step(Time(20_000), Event::Wake);
+        assert!(matches!(sent(&effects), Some(WorkerRequest::Submit(_))), "{effects:?}");
+    }
+
+    #[test]
     fn a_result_is_kept_until_it_is_acknowledged_and_handed_in_by_the_next_process() {
         let mut labour = worker();
         let id = leased(&mut labour, Time(0));

@@ -5,7 +5,7 @@ use hydra::compute::{AggregateJob, Compute};
 use hydra::coordinator::{CaseId, Record};
 use hydra::protocol::{
     Commitment, Digest, PublicKey, RefusalReason, Round, RunSpec, Signed, Task, TaskId, Time, Verdict, WorkerReply,
-    WorkerRequest, wire,
+    WorkerRequest, limits, wire,
 };
 use hydra::store::Blobs;
 
@@ -14,9 +14,15 @@ use crate::Surrogate;
 /// Models of so many updates are made again; of more it would take longer than the rest of the simulation.
 const MADE_AGAIN: usize = 256;
 
-/// One task of the open round, as the records have it.
+/// One task of the open round, or of an earlier one that somebody may still bring a result for, as the records have it.
 #[derive(Default)]
 struct Slot {
+    /// How many rounds ago it was to be done.
+    late: u32,
+    /// What it would count for in its own round.
+    tokens: u64,
+    /// Whether somebody was refused it, or gave it back, since the round began or went on.
+    turned_away: bool,
     leases: BTreeMap<PublicKey, Time>,
     commitments: BTreeMap<PublicKey, Commitment>,
     handed_in: Option<(PublicKey, Digest)>,
@@ -81,11 +87,14 @@ impl RecordLaws {
             Record::RoundClosed { at, .. } => self.closes(*at),
             Record::Extended { at } => {
                 self.opened = *at;
+                self.slots.iter_mut().for_each(|slot| slot.turned_away = false);
                 Ok(())
             }
             Record::Leased { index, worker, deadline } => self.lends(*index, *worker, *deadline, now),
             Record::GivenBack { index, worker } => {
-                self.slot(*index)?.leases.remove(worker);
+                let slot = self.slot(*index)?;
+                slot.leases.remove(worker);
+                slot.turned_away = true;
                 Ok(())
             }
             Record::Committed { index, worker, commitment } => {
@@ -118,6 +127,7 @@ impl RecordLaws {
                 let slot = self.slot(*index)?;
                 slot.leases.remove(&worker);
                 slot.handed_in = None;
+                slot.turned_away = true;
                 Ok(())
             }
             Record::Opinion { verdict } => self.believed(verdict).map(drop),
@@ -151,8 +161,7 @@ impl RecordLaws {
             // From the last to the first: the order must not matter.
             let accepted = self.slots.iter().rev().filter(|slot| slot.accepted);
             let updates: Vec<_> = accepted
-                .filter_map(|slot| slot.handed_in)
-                .map(|(_, payload)| (payload, self.spec.tokens_per_task()))
+                .filter_map(|slot| slot.handed_in.map(|(_, payload)| (payload, (slot.tokens >> slot.late).max(1))))
                 .collect();
             if updates.len() <= MADE_AGAIN {
                 let job = AggregateJob { base: old, momentum: old_momentum, updates };
@@ -167,25 +176,37 @@ impl RecordLaws {
         }
         self.open = Some((round, base, momentum));
         (self.opened, self.closed) = (at, false);
-        let tasks = (0..self.spec.tasks_per_round).map(|index| Task::of_round(&self.spec, round, index, base).id());
-        self.tasks = tasks.collect();
+        // What nobody has a result for, and somebody is still at, stays behind the round's own.
+        let stays =
+            |slot: &Slot| slot.handed_in.is_none() && !slot.leases.is_empty() && slot.late < limits::LATE_ROUNDS_MAX;
+        let old = std::mem::take(&mut self.tasks).into_iter().zip(std::mem::take(&mut self.slots));
+        let left = old.filter(|(_, slot)| stays(slot)).map(|(task, slot)| (task, Slot { late: slot.late + 1, ..slot }));
+        let own = (0..self.spec.tasks_per_round).map(|index| {
+            let task = Task::of_round(&self.spec, round, index, base);
+            (task.id(), Slot { tokens: task.tokens(), ..Slot::default() })
+        });
+        (self.tasks, self.slots) = own.chain(left).unzip();
         self.places = self.tasks.iter().copied().zip(0..).collect();
-        self.slots = self.tasks.iter().map(|_| Slot::default()).collect();
         held
     }
 
     /// Not before all is done, or its time is over and there are enough.
     fn closes(&mut self, at: Time) -> Held {
         self.closed = true;
-        let (all, quorum) = (self.slots.len(), self.slots.len() / 2 + 1);
-        let accepted = self.slots.iter().filter(|slot| slot.accepted).count();
+        let own = || self.slots.iter().filter(|slot| slot.late == 0);
+        let (all, quorum) = (own().count(), own().count() / 2 + 1);
+        let accepted = own().filter(|slot| slot.accepted).count();
+        // Nobody is at what is left, and somebody was turned away from each of it.
+        let stuck = own()
+            .filter(|slot| !slot.accepted)
+            .all(|slot| slot.turned_away && slot.leases.values().all(|until| *until <= at));
         for (task, slot) in self.tasks.iter().zip(&self.slots) {
             if let Some((worker, payload)) = slot.handed_in.filter(|_| slot.accepted) {
                 self.results.insert((*task, payload), worker);
             }
         }
         let due = at >= self.opened + self.spec.timing.round;
-        demand(accepted == all || (due && accepted >= quorum), || {
+        demand(accepted == all || ((due || stuck) && accepted >= quorum), || {
             format!("a round closed with {accepted} of {all} tasks, {quorum} are a quorum, due: {due}")
         })
     }
@@ -195,7 +216,8 @@ impl RecordLaws {
         self.lent.extend(self.tasks.get(index as usize).map(|task| (worker, *task)));
         let slot = self.slot(index)?;
         let others = slot.leases.iter().filter(|(other, _)| **other != worker).any(|(_, until)| *until > now);
-        slot.leases.insert(worker, deadline);
+        let renewed = slot.leases.insert(worker, deadline).is_some();
+        demand(slot.late == 0 || renewed, || format!("task {index} was lent to somebody new after its round"))?;
         demand(!others && slot.handed_in.is_none(), || format!("task {index} was lent to two workers at a time"))
     }
 

@@ -6,7 +6,7 @@ use std::{fs, io};
 
 use hydra::protocol::{
     self, Aggregation, Amount, AuditPolicy, Auditors, Codec, Digest, Emission, InnerOptimizer, ModelSpec,
-    OuterOptimizer, Ppm, RunSpec, Schedule, SecretChain, Seed, SpecError, Timing,
+    OuterOptimizer, Ppm, RunSpec, Schedule, SecretChain, Seed, ShortTasks, SpecError, Timing,
 };
 use rand::rngs::ChaCha8Rng;
 use schemars::JsonSchema;
@@ -62,6 +62,11 @@ pub struct Job {
     pub tasks_per_round: Option<u32>,
     /// Inner steps of a task.
     pub inner_steps: u32,
+    /// So many tasks of a round have a quarter of the inner steps, for slow workers.
+    pub short_tasks: Option<u32>,
+    /// Workers that need longer than this for a whole task get short ones, virtual seconds.
+    #[serde(default = "default_target")]
+    pub target_seconds: u64,
     /// Sequences in a step.
     pub batch: u32,
     /// What is minimised.
@@ -362,6 +367,8 @@ pub struct Expectations {
     pub cheats_keep_share_at_most: Option<f64>,
     /// At most so many workers are shut out, honest or not.
     pub banned_at_most: Option<u64>,
+    /// At least so many results for tasks of earlier rounds count in later ones.
+    pub late_at_least: Option<u64>,
     /// At least so many times something went wrong: that the scenario shows what it is about.
     pub strikes_at_least: Option<u64>,
     /// At least so many queries are answered and paid.
@@ -484,6 +491,10 @@ impl Scenario {
                 appeal: Duration::from_secs(self.audits.unwrap_or_default().appeal_seconds),
             },
             audits,
+            short: job
+                .short_tasks
+                .filter(|tasks| *tasks > 0)
+                .map(|tasks| ShortTasks { tasks, target: Duration::from_secs(job.target_seconds) }),
         }
     }
 }
@@ -531,6 +542,10 @@ fn default_codec() -> Codec {
 
 fn default_verifiers() -> Vec<VerifierGroup> {
     vec![VerifierGroup { count: 1, tokens_per_second: 10_000, behaviour: VerifierBehaviour::Honest }]
+}
+
+fn default_target() -> u64 {
+    60
 }
 
 fn default_lease() -> u64 {

@@ -128,10 +128,11 @@ impl Telling {
                 catch(worker, Layer::Replay);
                 self.convicted += 1;
             }
-            Report::RoundClosed { round, accepted, tokens } => self.rounds.push(RoundRow {
+            Report::RoundClosed { round, accepted, late, tokens } => self.rounds.push(RoundRow {
                 round: round.0,
                 closed_seconds: virtual_seconds(),
                 accepted: *accepted,
+                late: *late,
                 tokens: *tokens,
                 loss: None,
                 workers_up,

@@ -120,7 +120,7 @@ impl<R> Rounds<R> {
                     self.effects.push(Effect::Judge(Job::Replay(Box::new(job))));
                 }
                 Next::Convict => {
-                    let (round, worker) = (case.task.round, case.worker);
+                    let (round, worker) = (case.round, case.worker);
                     self.effects.push(Effect::Report(Report::Convicted { round, worker, task: id.0 }));
                     self.judging = false;
                     self.record(Record::Convicted { case: id, at: now });
@@ -133,7 +133,7 @@ impl<R> Rounds<R> {
 
     fn end_audit(&mut self, id: CaseId, ending: Ending) {
         let Some(case) = self.state.cases.get(&id) else { return };
-        let (round, worker, planted) = (case.task.round, case.worker, case.planted);
+        let (round, worker, planted) = (case.round, case.worker, case.planted);
         let copies = case.peers.values().filter_map(|peer| peer.commitment.map(|commitment| commitment.payload));
         let blobs: Vec<Digest> = copies.chain([case.payload, case.task.base]).collect();
         let believed = self.believed();

@@ -2,7 +2,9 @@
 
 use crate::coordinator::audits::Ending;
 use crate::coordinator::state::Record;
-use crate::protocol::{Amount, Digest, Layer, PublicKey, Reason, Round, Signed, TaskId, Time, WorkerReply};
+use crate::protocol::{
+    Amount, Digest, Layer, PublicKey, Reason, Round, Signed, TaskId, Time, WorkerReply, WorkerRequest,
+};
 use crate::verifier::Job;
 
 /// What happens to a coordinator. `R` is whatever takes a reply back to whoever asked.
@@ -14,6 +16,16 @@ pub enum Event<R> {
     Request {
         /// The signed [`WorkerRequest`](crate::protocol::WorkerRequest).
         request: Signed,
+        /// Where the answer goes.
+        reply: R,
+    },
+    /// A worker asks for something, and it is known that it is this one: whoever brings it has checked a signature, or a
+    /// code that only the two know.
+    Checked {
+        /// Who asks.
+        worker: PublicKey,
+        /// For what.
+        request: WorkerRequest,
         /// Where the answer goes.
         reply: R,
     },
@@ -91,7 +103,7 @@ pub enum Effect<R> {
         base: Digest,
         /// The outer momentum so far.
         momentum: Option<Digest>,
-        /// Accepted payloads and their tokens, in task order.
+        /// Accepted payloads and the tokens that they count for: the round's own in task order, then those that came late.
         updates: Vec<(Digest, u64)>,
     },
     /// Measure a base model on the validation split.
@@ -123,13 +135,24 @@ pub enum Report {
         /// Why.
         reason: Reason,
     },
+    /// Nobody who asks for work may do what is left of the round: their results for it were rejected, or they gave it back.
+    Stuck {
+        /// The round.
+        round: Round,
+        /// Tasks that are left.
+        tasks: u32,
+        /// Why the last result was rejected, if one was since this process began.
+        reason: Option<Reason>,
+    },
     /// A round's work is done.
     RoundClosed {
         /// The round.
         round: Round,
-        /// Accepted tasks.
+        /// Accepted results.
         accepted: u32,
-        /// Tokens of them.
+        /// Those of them that were for tasks of earlier rounds.
+        late: u32,
+        /// Tokens that they count for.
         tokens: u64,
     },
     /// A base model was measured.

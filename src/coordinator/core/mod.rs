@@ -11,13 +11,17 @@ use std::time::Duration;
 
 use crate::coordinator::audits::{Case, CaseId};
 use crate::coordinator::state::{Record, State};
-use crate::protocol::{PublicKey, Round, SecretChain, Time, WorkerReply, limits};
+use crate::protocol::{PublicKey, Reason, Round, SecretChain, Time, WorkerReply, limits};
 
 /// How long a request for work is held open before the worker is told to ask again.
 const LONG_POLL: Duration = Duration::from_secs(20);
 
 /// How long the verifier and the ledger may take to answer before they are asked again.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
+
+/// How long nobody may be able to do what is left of a round before that is taken for granted: long enough for everybody
+/// who is between two tasks to ask for the next.
+const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 /// The coordinator's core.
 #[derive(Debug)]
@@ -31,14 +35,28 @@ pub struct Rounds<R> {
     /// The round that is not to be opened for work any more.
     end: Option<Round>,
     /// Requests for work that wait for some, oldest first.
-    parked: Vec<(PublicKey, R, Time)>,
+    parked: Vec<Parked<R>>,
     judging: bool,
+    /// Since when nobody may do what is left of the round, and whether that was told.
+    stuck: Option<(Time, bool)>,
+    last_rejection: Option<Reason>,
     /// When verifier and ledger were last asked for something.
     asked: Time,
     finished: bool,
     wake_at: Option<Time>,
     records: Vec<Record>,
     effects: Vec<Effect<R>>,
+}
+
+/// A request for work that is held open.
+#[derive(Debug)]
+struct Parked<R> {
+    worker: PublicKey,
+    /// How fast it says it is; 0 when it does not know yet.
+    tokens_per_second: u32,
+    reply: R,
+    /// When it is told to ask again.
+    until: Time,
 }
 
 impl<R> Rounds<R> {
@@ -54,6 +72,8 @@ impl<R> Rounds<R> {
             end,
             parked: Vec::new(),
             judging: false,
+            stuck: None,
+            last_rejection: None,
             asked: Time(0),
             finished: false,
             wake_at: None,
@@ -74,6 +94,7 @@ impl<R> Rounds<R> {
         match event {
             Event::Started => self.start(),
             Event::Request { request, reply } => self.request(now, &request, reply),
+            Event::Checked { worker, request, reply } => self.checked(now, worker, request, reply),
             Event::Verdicts(verdicts) => verdicts.iter().for_each(|verdict| self.verdict(verdict)),
             Event::Forfeited { finding, worker, lost } => {
                 if self.state.forfeits.contains_key(&finding) {
@@ -106,6 +127,7 @@ impl<R> Rounds<R> {
         self.audit(now);
         self.advance(now);
         self.serve_parked(now);
+        self.despair(now);
         self.plan_wake(now);
         self.report_finish();
         if cfg!(debug_assertions) {
@@ -186,12 +208,15 @@ impl<R> Rounds<R> {
         // Once it is past, a verdict is waited for, or the next deadline.
         let round = (!self.state.closed && !self.finished_rounds()).then(|| self.deadline());
         let round = round.filter(|deadline| *deadline > now);
-        let parked = self.parked.iter().map(|(.., until)| *until);
-        let submitted = self.state.slots.counts().submitted > 0;
+        let parked = self.parked.iter().map(|parked| parked.until);
+        // Past, too, while a comparison is waited for.
+        let stuck = self.stuck.filter(|(_, told)| !told).map(|(since, _)| since + STUCK_AFTER);
+        let stuck = stuck.filter(|at| *at > now);
+        let submitted = self.state.slots.counts().submitted + self.state.slots.late().submitted > 0;
         let audits = !self.state.cases.is_empty() || !self.state.forfeits.is_empty();
         let owed = self.judging || audits || !self.state.unpaid.is_empty() || submitted;
         let again = owed.then(|| self.asked.max(now) + ASK_AGAIN);
-        let next = leases.chain(round).chain(parked).chain(again).min();
+        let next = leases.chain(round).chain(parked).chain(again).chain(stuck).min();
         // Never far ahead, so that there is a plan that most events need not look beyond.
         let next = next.map(|next| next.min(now + LONG_POLL));
         if let Some(next) = next

@@ -1,6 +1,6 @@
 //! What workers ask for.
 
-use super::{LONG_POLL, Rounds};
+use super::{LONG_POLL, Parked, Rounds};
 use crate::coordinator::audits::Case;
 use crate::coordinator::slots::{Slot, Stage};
 use crate::coordinator::state::Record;
@@ -11,23 +11,30 @@ use crate::protocol::{
 
 impl<R> Rounds<R> {
     pub(super) fn request(&mut self, now: Time, request: &Signed, reply: R) {
-        let (worker, request) = match request.open::<WorkerRequest>() {
-            Ok(opened) => opened,
-            Err(error) => {
-                let reason = match error {
-                    EnvelopeError::Signature => RefusalReason::Signature,
-                    EnvelopeError::Wire(_) => RefusalReason::Malformed,
-                };
-                return self.reply(reply, WorkerReply::Refused { task: None, reason });
-            }
+        let reason = match request.open::<WorkerRequest>() {
+            Ok((worker, request)) => return self.checked(now, worker, request, reply),
+            Err(EnvelopeError::Signature) => RefusalReason::Signature,
+            Err(EnvelopeError::Wire(_)) => RefusalReason::Malformed,
         };
+        self.reply(reply, WorkerReply::Refused { task: None, reason });
+    }
+
+    pub(super) fn checked(&mut self, now: Time, worker: PublicKey, request: WorkerRequest, reply: R) {
+        if let Some(task) = request.task()
+            && self.waits_for_next_round(&worker, &task)
+        {
+            return self.reply(reply, WorkerReply::Wait { until: now });
+        }
         let (task, answer) = match request {
             WorkerRequest::Lease { .. } if self.is_banned(&worker) => {
                 let open = |case: &&Case| case.worker == worker && case.convicted.is_some() && !case.appealed;
                 let task = self.state.cases.values().find(open).map(|case| case.task.id());
                 return self.reply(reply, WorkerReply::Refused { task, reason: RefusalReason::Banned });
             }
-            WorkerRequest::Lease { .. } => return self.ask_for_work(now, worker, reply),
+            WorkerRequest::Lease { tokens_per_second } => {
+                let until = now + LONG_POLL;
+                return self.ask_for_work(now, Parked { worker, tokens_per_second, reply, until });
+            }
             WorkerRequest::Commit(commitment) => (commitment.task, self.commit(worker, commitment)),
             WorkerRequest::Submit(submission) => (submission.commitment.task, self.submit(worker, submission)),
             WorkerRequest::GiveBack(task) => (task, self.give_back(worker, task)),
@@ -42,42 +49,41 @@ impl<R> Rounds<R> {
         self.state.workers.get(worker).is_some_and(|record| record.banned)
     }
 
-    fn ask_for_work(&mut self, now: Time, worker: PublicKey, reply: R) {
-        if self.state.workers.len() >= limits::WORKERS_MAX && !self.state.workers.contains_key(&worker) {
+    fn ask_for_work(&mut self, now: Time, asked: Parked<R>) {
+        if self.state.workers.len() >= limits::WORKERS_MAX && !self.state.workers.contains_key(&asked.worker) {
             let reason = RefusalReason::TooManyWorkers;
-            return self.reply(reply, WorkerReply::Refused { task: None, reason });
+            return self.reply(asked.reply, WorkerReply::Refused { task: None, reason });
         }
         // One request a worker is held: a newer one replaces it, whoever asked first has gone away.
-        if let Some(place) = self.parked.iter().position(|(parked, ..)| *parked == worker) {
-            let (_, older, _) = self.parked.remove(place);
-            self.reply(older, WorkerReply::Wait { until: now });
+        if let Some(place) = self.parked.iter().position(|parked| parked.worker == asked.worker) {
+            let older = self.parked.remove(place);
+            self.reply(older.reply, WorkerReply::Wait { until: now });
         }
-        self.parked.push((worker, reply, now + LONG_POLL));
+        self.parked.push(asked);
     }
 
     pub(super) fn serve_parked(&mut self, now: Time) {
         // With thousands of workers waiting, nearly every event finds nothing for any of them. The newest may have asked
         // again for what it holds already.
         let over = self.finished_rounds() && !self.state.closed;
-        let due = self.parked.first().is_some_and(|(.., until)| *until <= now);
-        let asked_again = self.parked.last().is_some_and(|(worker, ..)| self.holds(now, worker));
+        let is_due = |parked: &Parked<R>| parked.until <= now;
+        let asked_again = self.parked.last().is_some_and(|parked| self.holds(now, &parked.worker));
         if !over && !asked_again && !self.is_anything_free(now) {
             // They wait equally long, so whoever waits longest is first.
-            while due && self.parked.first().is_some_and(|(.., until)| *until <= now) {
-                let (_, reply, _) = self.parked.remove(0);
-                self.reply(reply, WorkerReply::Wait { until: now });
-            }
+            let over = self.parked.iter().take_while(|parked| is_due(parked)).count();
+            let replies: Vec<R> = self.parked.drain(..over).map(|parked| parked.reply).collect();
+            replies.into_iter().for_each(|reply| self.reply(reply, WorkerReply::Wait { until: now }));
             return;
         }
-        for (worker, reply, until) in std::mem::take(&mut self.parked) {
-            if over && !self.may_be_asked(&worker) {
-                self.reply(reply, WorkerReply::Finished);
-            } else if let Some(lease) = self.lease(now, worker) {
-                self.reply(reply, WorkerReply::Leased(Box::new(lease)));
-            } else if until <= now {
-                self.reply(reply, WorkerReply::Wait { until: now });
+        for parked in std::mem::take(&mut self.parked) {
+            if over && !self.may_be_asked(&parked.worker) {
+                self.reply(parked.reply, WorkerReply::Finished);
+            } else if let Some(lease) = self.lease(now, parked.worker, parked.tokens_per_second) {
+                self.reply(parked.reply, WorkerReply::Leased(Box::new(lease)));
+            } else if is_due(&parked) {
+                self.reply(parked.reply, WorkerReply::Wait { until: now });
             } else {
-                self.parked.push((worker, reply, until));
+                self.parked.push(parked);
             }
         }
     }
@@ -89,11 +95,12 @@ impl<R> Rounds<R> {
 
     fn holds(&self, now: Time, worker: &PublicKey) -> bool {
         let held = |slot: &Slot| slot.leases.get(worker).is_some_and(|deadline| *deadline > now);
-        !self.state.closed && self.state.slots.held_by(worker).any(held)
+        !self.state.closed && self.state.slots.under_way(worker).any(held)
     }
 
-    /// The task that `worker` holds, or else the first that nobody does.
-    pub(super) fn lease(&mut self, now: Time, worker: PublicKey) -> Option<Lease> {
+    /// The task that `worker` holds, or else the first of a size that suits it that nobody does, or else the first of
+    /// another.
+    pub(super) fn lease(&mut self, now: Time, worker: PublicKey, tokens_per_second: u32) -> Option<Lease> {
         let owed = self.state.workers.get(&worker).map_or(0, |record| record.owed);
         if owed >= limits::AUDITS_OWED_MAX || self.is_banned(&worker) {
             return None;
@@ -104,28 +111,48 @@ impl<R> Rounds<R> {
         if self.state.closed || self.finished_rounds() {
             return None;
         }
-        let held = self.state.slots.held_by(&worker).find_map(|slot| {
-            let deadline = slot.leases.get(&worker).filter(|deadline| slot.stage == Stage::Open && **deadline > now)?;
+        let held = self.state.slots.under_way(&worker).find_map(|slot| {
+            let deadline = slot.leases.get(&worker).filter(|deadline| **deadline > now)?;
             Some(Lease { task: slot.task.clone(), deadline: *deadline })
         });
         if held.is_some() {
             return held;
         }
-        let free = self.state.slots.free(now).find(|slot| !slot.shut_out.contains(&worker))?;
+        let spec = &self.state.spec;
+        let short = spec.is_for_short_tasks(tokens_per_second);
+        let suits = |slot: &&Slot| (slot.task.inner_steps < spec.inner_steps) == short;
+        let free = || self.state.slots.free(now).filter(|slot| !slot.shut_out.contains(&worker));
+        let fitting = if spec.short.is_some() { free().find(suits) } else { None };
+        let free = fitting.or_else(|| free().next())?;
         let lease = Lease { task: free.task.clone(), deadline: now + self.state.spec.timing.lease };
-        self.record(Record::Leased { index: lease.task.index, worker, deadline: lease.deadline });
+        let index = free.place;
+        self.record(Record::Leased { index, worker, deadline: lease.deadline });
         Some(lease)
     }
 
-    /// The open round's task with this id, if `worker` was ever lent it and may still hand in a result.
+    /// Whether a round has just closed and what `worker` wants to say is about a task of it, or of an earlier one, that its
+    /// result may still come for: it can, as soon as the next round is open.
+    fn waits_for_next_round(&self, worker: &PublicKey, task: &TaskId) -> bool {
+        let held = |slot: &Slot| slot.stays() && slot.leases.contains_key(worker);
+        let last = self.end.is_some_and(|end| self.state.round.next() >= end);
+        self.state.closed && !last && self.state.slots.of_task(task).is_some_and(held)
+    }
+
+    /// The task with this id of the open round, or of an earlier one whose results still count, if `worker` was ever lent it and may still hand in a result.
     fn slot_of(&self, worker: PublicKey, task: TaskId) -> Result<&Slot, RefusalReason> {
         if self.is_banned(&worker) {
             return Err(RefusalReason::Banned);
         }
+        let over =
+            if self.state.done.contains_key(&task) { RefusalReason::TaskDone } else { RefusalReason::TaskNotOpen };
         if self.state.closed {
-            return Err(RefusalReason::TaskNotOpen);
+            return Err(over);
         }
-        let slot = self.state.slots.of_task(&task).ok_or(RefusalReason::TaskNotOpen)?;
+        let slot = self.state.slots.of_task(&task).ok_or(over)?;
+        if slot.is_late() && self.finished_rounds() {
+            // There is no round that it could count in.
+            return Err(over);
+        }
         if slot.shut_out.contains(&worker) {
             Err(RefusalReason::RejectedBefore)
         } else if slot.leases.contains_key(&worker) {
@@ -150,7 +177,7 @@ impl<R> Rounds<R> {
             Some(_) => return Err(RefusalReason::CommitmentDiffers),
             None if slot.stage != Stage::Open => return Err(RefusalReason::AlreadySubmitted),
             None => {
-                let index = slot.task.index;
+                let index = slot.place;
                 self.record(Record::Committed { index, worker, commitment });
             }
         }
@@ -183,7 +210,7 @@ impl<R> Rounds<R> {
             Some(first) if first != worker => return Err(RefusalReason::AlreadySubmitted),
             Some(_) => {}
             None => {
-                let index = slot.task.index;
+                let index = slot.place;
                 self.record(Record::Submitted { index, worker, submission });
                 self.judge_admission(index);
             }
@@ -206,7 +233,7 @@ impl<R> Rounds<R> {
         }
         let others = slot.leases.iter().any(|(other, deadline)| *other != worker && *deadline > now);
         if !others {
-            let index = slot.task.index;
+            let index = slot.place;
             self.record(Record::Leased { index, worker, deadline });
         }
         Ok(WorkerReply::Received(task))
@@ -221,7 +248,7 @@ impl<R> Rounds<R> {
         }
         let slot = self.slot_of(worker, task)?;
         if slot.stage.worker() != Some(worker) {
-            let index = slot.task.index;
+            let index = slot.place;
             self.record(Record::GivenBack { index, worker });
         }
         Ok(WorkerReply::Received(task))

@@ -1,4 +1,7 @@
 mod audits;
+mod late;
+mod sizes;
+mod stuck;
 
 use std::collections::BTreeMap;
 
@@ -9,7 +12,7 @@ use crate::coordinator::Ending;
 use crate::coordinator::slots::Stage;
 use crate::protocol::{
     Amount, AuditPolicy, Auditors, Audits, Digest, Layer, Outcome, Parting, Ppm, Reason, RefusalReason, RunSpec, Seed,
-    Signed, Submission, Task, TaskId, Verdict, WorkerReply, WorkerRequest,
+    ShortTasks, Signed, Submission, Task, TaskId, Verdict, WorkerReply, WorkerRequest,
 };
 use crate::testing::{self, key};
 use crate::verifier::{Candidate, Job, ReplayJob};
@@ -52,6 +55,17 @@ impl Bench {
         let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(0) }];
         let spec = RunSpec { audits, ..testing::spec(tasks) };
         let mut bench = Self::with_verifiers(spec, records, None, Time(0), verifiers);
+        bench.step(Event::Started);
+        bench.effects.clear();
+        bench
+    }
+
+    /// One whose rounds have so many tasks, the last of which are short.
+    fn sized(tasks: u32, short: u32) -> Self {
+        let short = Some(ShortTasks { tasks: short, target: Duration::from_secs(10) });
+        let base = Digest::of(b"model 0");
+        let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(0) }];
+        let mut bench = Self::restored(RunSpec { short, ..testing::spec(tasks) }, records, None, Time(0));
         bench.step(Event::Started);
         bench.effects.clear();
         bench
@@ -252,7 +266,7 @@ fn verdicts(job: &Job, accept: &impl Fn(PublicKey) -> bool) -> Vec<Signed> {
             (Layer::Admission, vec![(job.task.id(), job.worker, payload, job.task.tokens())])
         }
         Job::Statistics(job) => {
-            let candidate = |c: &Candidate| (c.task.id(), c.worker, c.payload, c.task.tokens());
+            let candidate = |c: &Candidate| (c.task.id(), c.worker, c.payload, c.tokens());
             (Layer::Statistics, job.candidates.iter().map(candidate).collect())
         }
         Job::Replay(job) => (Layer::Replay, vec![(job.task.id(), job.worker, job.payload, job.task.tokens())]),

@@ -18,7 +18,8 @@ impl<R> Rounds<R> {
     pub(super) fn judge_statistics(&mut self) {
         let candidate = |slot: &Slot, worker: &PublicKey, payload: &Digest, norm: &f32| {
             let order = slot.commitments.get(worker).map_or(u32::MAX, |(order, _)| *order);
-            (order, Candidate { task: slot.task.clone(), worker: *worker, payload: *payload, norm: *norm })
+            let (task, lateness) = (slot.task.clone(), slot.lateness);
+            (order, Candidate { task, lateness, worker: *worker, payload: *payload, norm: *norm })
         };
         let (mut candidates, mut accepted) = (Vec::new(), Vec::new());
         for slot in &self.state.slots {
@@ -71,19 +72,20 @@ impl<R> Rounds<R> {
         if slot.stage.worker() != Some(verdict.worker) || slot.stage.payload() != Some(verdict.payload) {
             return;
         }
-        let index = slot.task.index;
+        let index = slot.place;
         match (&slot.stage, verdict.outcome) {
             (Stage::Submitted { .. }, Outcome::Accepted { layer: Layer::Admission, norm, .. }) => {
                 self.record(Record::Admitted { index, norm });
             }
             (Stage::Admitted { .. }, Outcome::Accepted { layer, tokens, .. })
-                if layer > Layer::Admission && tokens == slot.task.tokens() =>
+                if layer > Layer::Admission && tokens == slot.tokens() =>
             {
                 self.judging = false;
                 self.record(Record::Accepted { index, verdict: signed.clone() });
             }
             (Stage::Submitted { .. } | Stage::Admitted { .. }, Outcome::Rejected { layer, reason }) => {
                 self.judging = false;
+                self.last_rejection = Some(reason.clone());
                 let report = Report::Rejected { round: self.state.round, worker: verdict.worker, layer, reason };
                 self.effects.push(Effect::Report(report));
                 self.record(Record::Rejected { index, verdict: signed.clone() });

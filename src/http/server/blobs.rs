@@ -83,7 +83,7 @@ async fn is_public(site: &Site, digest: Digest) -> Result<bool, ApiError> {
     if site.dataset.contains(&digest) {
         return Ok(true);
     }
-    site.look(move |state| state.kept_models().iter().any(|model| model.digest == digest)).await
+    site.look(move |state| state.is_base(&digest)).await
 }
 
 /// `bytes=a-b`, `bytes=a-` or `bytes=-n` as first byte and end; `Err` when it lies outside, `None` when it is something

@@ -45,7 +45,7 @@ use super::auth::Gate;
 use super::desk::{Desk, Lane};
 use super::error::ApiError;
 use super::hub::Hub;
-use super::openapi::{Caller, Endpoint, ROUTES, Route};
+use super::openapi::{Caller, Endpoint, ROUTES, Route, Table};
 use super::rate::Rates;
 use super::uploads::Uploads;
 use crate::coordinator::{Coordinator, Look, State};
@@ -427,43 +427,35 @@ where
     let _ = connection.await;
 }
 
+/// One filter for all routes: which it is, a table says. (A chain of sixty filters, each tried after the other, took more of
+/// a request's time than everything else but its signatures.)
 fn routes<S: Answering>(site: &Arc<S>) -> BoxedFilter<(Response,)> {
-    let mut all: Option<BoxedFilter<(Response,)>> = None;
-    for route in ROUTES.iter().filter(|route| site.serves(route)) {
-        let (site, endpoint, name) = (Arc::clone(site), route.endpoint, route.path);
-        let filter = request::matches(route).and(request::asked()).then(move |asked: Asked| {
-            let site = Arc::clone(&site);
-            async move {
-                let watch = Stopwatch::start();
-                let front = site.front();
-                let address = asked.address(front.config.behind_proxy);
-                let answer = match front.per_address.take(address, front.clock.now()) {
-                    Ok(()) => Arc::clone(&site).answer(endpoint, asked).await,
-                    Err(pause) => Err(ApiError::TooManyCalls(pause)),
-                };
-                let response = answer.unwrap_or_else(ApiError::into_response);
-                front.hub.answered(name, response.status().as_u16(), watch.elapsed());
-                response
-            }
-        });
-        all = Some(match all {
-            None => filter.boxed(),
-            Some(others) => others.or(filter).unify().boxed(),
-        });
-    }
-    let nothing = warp::any().and_then(|| async { Err(warp::reject::not_found()) }).boxed();
-    all.unwrap_or(nothing).recover(refuse).unify().boxed()
+    let site = Arc::clone(site);
+    let table = Arc::new(Table::new(ROUTES.iter().filter(|route| site.serves(route))));
+    let filter = request::asked().then(move |asked: Asked| {
+        let (site, table) = (Arc::clone(&site), Arc::clone(&table));
+        async move {
+            let route = match table.find(asked.method(), asked.path()) {
+                Ok(route) => route,
+                Err(error) => return error.into_response(),
+            };
+            let watch = Stopwatch::start();
+            let front = site.front();
+            let address = asked.address(front.config.behind_proxy);
+            let answer = match front.per_address.take(address, front.clock.now()) {
+                Ok(()) => Arc::clone(&site).answer(route.endpoint, asked).await,
+                Err(pause) => Err(ApiError::TooManyCalls(pause)),
+            };
+            let response = answer.unwrap_or_else(ApiError::into_response);
+            front.hub.answered(route.path, response.status().as_u16(), watch.elapsed());
+            response
+        }
+    });
+    filter.boxed().recover(refuse).unify().boxed()
 }
 
 async fn refuse(rejection: warp::Rejection) -> Result<Response, std::convert::Infallible> {
-    let error = if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        ApiError::NoSuchMethod
-    } else if rejection.is_not_found() {
-        ApiError::NoSuchRoute
-    } else {
-        ApiError::Malformed(format!("{rejection:?}"))
-    };
-    Ok(error.into_response())
+    Ok(ApiError::Malformed(format!("{rejection:?}")).into_response())
 }
 
 impl Front {
@@ -500,6 +492,50 @@ impl Answering for Site {
     async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
         let (site, asked) = (&self, &mut asked);
         match endpoint {
+            Endpoint::Pass => workers::pass(site, asked).await,
+            Endpoint::Register => workers::register(site, asked).await,
+            Endpoint::Lease
+            | Endpoint::Commit
+            | Endpoint::Submit
+            | Endpoint::Heartbeat
+            | Endpoint::Appeal
+            | Endpoint::GiveBack => workers::ask(site, endpoint, asked).await,
+            // In a box: thousands of workers wait, and room for the largest of these would else be kept for each.
+            endpoint => Box::pin(self.answer_others(endpoint, asked)).await,
+        }
+    }
+}
+
+impl Answering for LedgerOnly {
+    fn front(&self) -> &Front {
+        &self.front
+    }
+
+    fn serves(&self, route: &Route) -> bool {
+        route.is_of_ledger()
+    }
+
+    async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
+        let Self { front, ledger } = &*self;
+        match endpoint {
+            Endpoint::Health => Ok(status::plain("alive\n")),
+            Endpoint::Ready => status::ready_ledger(ledger).await,
+            Endpoint::Metrics => status::metrics(front, Some(ledger)).await,
+            Endpoint::OpenApi => {
+                let routes = ROUTES.iter().filter(|route| self.serves(route));
+                Ok(request::json(&super::openapi::document(routes)))
+            }
+            Endpoint::Hello => Ok(status::hello_to(front, None, "open")),
+            endpoint => ledger::answer(front, ledger, endpoint, &mut asked).await,
+        }
+    }
+}
+
+impl Site {
+    /// What is not a worker's.
+    async fn answer_others(self: &Arc<Self>, endpoint: Endpoint, asked: &mut Asked) -> Result<Response, ApiError> {
+        let site = self;
+        match endpoint {
             Endpoint::Health => Ok(status::plain("alive\n")),
             Endpoint::Ready => status::ready(site).await,
             Endpoint::Metrics => {
@@ -514,13 +550,6 @@ impl Answering for Site {
             Endpoint::Status => status::status(site).await,
             Endpoint::Audits => status::audits(site, asked).await,
             Endpoint::Events => status::events(site),
-            Endpoint::Register => workers::register(site, asked).await,
-            Endpoint::Lease
-            | Endpoint::Commit
-            | Endpoint::Submit
-            | Endpoint::Heartbeat
-            | Endpoint::Appeal
-            | Endpoint::GiveBack => workers::ask(site, endpoint, asked).await,
             Endpoint::ReadBlob => blobs::read(site, asked).await,
             Endpoint::UploadProgress => blobs::progress(site, asked).await,
             Endpoint::Upload => blobs::upload(site, asked).await,
@@ -553,34 +582,7 @@ impl Answering for Site {
             },
         }
     }
-}
 
-impl Answering for LedgerOnly {
-    fn front(&self) -> &Front {
-        &self.front
-    }
-
-    fn serves(&self, route: &Route) -> bool {
-        route.is_of_ledger()
-    }
-
-    async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
-        let Self { front, ledger } = &*self;
-        match endpoint {
-            Endpoint::Health => Ok(status::plain("alive\n")),
-            Endpoint::Ready => status::ready_ledger(ledger).await,
-            Endpoint::Metrics => status::metrics(front, Some(ledger)).await,
-            Endpoint::OpenApi => {
-                let routes = ROUTES.iter().filter(|route| self.serves(route));
-                Ok(request::json(&super::openapi::document(routes)))
-            }
-            Endpoint::Hello => Ok(status::hello_to(front, None, "open")),
-            endpoint => ledger::answer(front, ledger, endpoint, &mut asked).await,
-        }
-    }
-}
-
-impl Site {
     /// Reads something of what the coordinator knows.
     async fn look<T: Send + 'static>(&self, read: impl FnOnce(&State) -> T + Send + 'static) -> Result<T, ApiError> {
         let answer = self.coordinator.send(Look::new(read)).await;

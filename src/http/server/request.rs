@@ -8,13 +8,12 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warp::Filter;
-use warp::filters::BoxedFilter;
 use warp::http::{HeaderMap, Method, header};
 use warp::reply::Response;
 
 use super::{Front, Site};
+use crate::http::auth::is_passed;
 use crate::http::error::ApiError;
-use crate::http::openapi::Route;
 use crate::protocol::{Digest, PublicKey, limits};
 
 /// The address at the other end of the connection.
@@ -31,25 +30,6 @@ pub(super) struct Asked {
     headers: HeaderMap,
     peer: IpAddr,
     body: Body,
-}
-
-/// Matches the method and the path of a route.
-pub(super) fn matches(route: &Route) -> BoxedFilter<()> {
-    let mut filter = warp::any().boxed();
-    for part in route.path.split('/').skip(1).filter(|part| !part.is_empty()) {
-        filter = if part.starts_with('{') {
-            filter.and(warp::path::param::<String>().map(drop).untuple_one()).boxed()
-        } else {
-            filter.and(warp::path(part)).boxed()
-        };
-    }
-    let filter = filter.and(warp::path::end());
-    match route.method {
-        "GET" => filter.and(warp::get()).boxed(),
-        "HEAD" => filter.and(warp::head()).boxed(),
-        "PUT" => filter.and(warp::put()).boxed(),
-        _ => filter.and(warp::post()).boxed(),
-    }
 }
 
 /// Takes a request apart.
@@ -76,6 +56,19 @@ fn boxed<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>> + Send + 'stat
 }
 
 impl Asked {
+    pub fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether a pass proves whose call it is, instead of a signature.
+    pub fn is_passed(&self) -> bool {
+        self.header(header::AUTHORIZATION.as_str()).is_some_and(is_passed)
+    }
+
     /// Whose request it is, as far as an address tells.
     pub fn address(&self, behind_proxy: bool) -> IpAddr {
         let forwarded = self.header("x-forwarded-for").and_then(|all| all.rsplit(',').next()?.trim().parse().ok());
