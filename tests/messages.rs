@@ -27,6 +27,7 @@ const MISTAKES: &[&str] = &[
     "worker --coordinator ftp://organiser",
     "worker --coordinator http://127.0.0.1:1 --schedule 25:00-07:00",
     "worker --coordinator http://127.0.0.1:1 --memory lots",
+    "serve --coordinator ftp://organiser",
     "wallet send KEY 1.2345678",
     "wallet send somebody 1",
     "wallet key list",

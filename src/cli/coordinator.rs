@@ -10,17 +10,17 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 
 use super::Failure;
+use super::ledger_serve::FrontArgs;
 use super::page::{self, PageArgs};
 use super::progress::Progress;
 use super::queries::QueryArgs;
 use super::remote::RemoteLedger;
 use super::run::{self, Ended, OnStop, OpenRun, RunOptions};
-use super::serve::FrontArgs;
 use crate::coordinator::Inspect;
 use crate::http::api::ledger::Books;
 use crate::http::{
-    Admission, AdmissionRule, ClientError, Desk, Hub, LedgerAt, LedgerCourier, LedgerParts, Server, ServerConfig,
-    ServerParts,
+    Admission, AdmissionRule, ClientError, Desk, Hub, LedgerAt, LedgerCourier, LedgerParts, QueryLedger,
+    RemoteQueryLedger, Server, ServerConfig, ServerParts,
 };
 use crate::ledger::{Ask, LedgerConfig};
 use crate::protocol::{Auditors, PublicKey, Seed, limits};
@@ -232,10 +232,14 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
         Some(url) => courier(url, args, &run, &watch, &system).map(|(payer, ledger)| (Some(payer), Some(ledger)))?,
         None => (None, None),
     };
-    if args.ledger.is_some() && args.queries.is_on() {
-        return Err(Failure::Usage(anyhow!("--serve needs the ledger in this process: leave out --ledger")));
-    }
     let queries = args.queries.open(run.folder.path())?;
+    let query_ledger = match &args.ledger {
+        Some(url) if queries.is_some() => {
+            let client = super::client(url, run.folder.key(KEY)?, &clock, args.tls_ca.as_deref())?;
+            Some(Arc::new(RemoteQueryLedger::new(client, Arc::clone(&clock))) as Arc<dyn QueryLedger>)
+        }
+        _ => None,
+    };
     let history = page::history(run.folder.path())?;
     let ledger_key = run.folder.key("ledger")?.public();
     let (mut swarm, began) = run.into_swarm(executor, watch, others.clone(), payer)?;
@@ -261,6 +265,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
             dataset,
             admission,
             queries,
+            query_ledger,
             history,
             clock: Arc::clone(&clock),
             hub: Arc::clone(&hub),

@@ -135,6 +135,17 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "hydra serve",
+        &[
+            ("The key that the ledger must be told", "hydra serve --coordinator http://organiser:7700 --show-key"),
+            ("Tell it", "hydra coordinator --server-key KEY"),
+            (
+                "Answer for ten µHYD a token, from another computer",
+                "hydra serve --coordinator http://organiser:7700 --listen 0.0.0.0:7720 \\\n      --price 10",
+            ),
+        ],
+    ),
+    (
         "hydra query",
         &[(
             "Ask a coordinator, with the key in HYDRA_API_KEY",

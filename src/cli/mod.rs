@@ -8,6 +8,7 @@ mod doctor;
 mod generate;
 mod help;
 mod ledger;
+mod ledger_serve;
 mod model;
 mod owner;
 mod page;
@@ -42,7 +43,7 @@ use crate::runtime::Clock;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Args {
-    /// Configuration of up, coordinator, worker, verifier [default: hydra.toml here, or else in the state directory]
+    /// Configuration of up, coordinator, worker, verifier, serve [default: hydra.toml here, or else in the state directory]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -58,6 +59,7 @@ enum Command {
     Verdicts(verdicts::VerdictsArgs),
     Generate(generate::GenerateArgs),
     Model(model::ModelArgs),
+    Serve(Box<serve::ServeArgs>),
     Query(query::QueryArgs),
     Chat(query::ChatArgs),
     Device(device::DeviceArgs),
@@ -100,6 +102,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Verdicts(args) => verdicts::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Model(args) => model::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Chat(args) => query::chat(&args),
         Command::Device(args) => device::run(&args),

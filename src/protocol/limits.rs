@@ -299,6 +299,9 @@ pub const QUERY_BYTES_MAX: usize = 1 << 20;
 /// back where nobody gives it back before.
 pub const QUERY_HOLD: Duration = Duration::from_mins(15);
 
+/// A settlement as JSON: a key and a number for each of [`CONTRIBUTORS_MAX`], 120 bytes at most, and some words.
+pub const SETTLEMENT_JSON_BYTES_MAX: usize = CONTRIBUTORS_MAX * 128 + 1024;
+
 /// API keys of one wallet, revoked ones included.
 pub const API_KEYS_PER_WALLET: usize = 64;
 
