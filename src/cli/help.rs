@@ -128,6 +128,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "hydra top",
+        &[
+            ("The run of this machine's coordinator, as it goes on", "hydra top"),
+            ("That of `hydra up`", "hydra top --coordinator http://127.0.0.1:8787"),
+            ("One JSON object, for a program", "hydra top --once --json --coordinator http://organiser:7700"),
+        ],
+    ),
+    (
         "hydra generate",
         &[
             ("Let the newest model go on", "hydra generate \"fn main\" --tokens 200"),

@@ -20,6 +20,7 @@ mod report;
 mod run;
 mod serve;
 mod teller;
+mod top;
 mod up;
 mod verdicts;
 mod verifier;
@@ -57,6 +58,7 @@ enum Command {
     Worker(Box<worker::WorkerArgs>),
     Verifier(Box<verifier::VerifierArgs>),
     Verdicts(verdicts::VerdictsArgs),
+    Top(top::TopArgs),
     Generate(generate::GenerateArgs),
     Model(model::ModelArgs),
     Serve(Box<serve::ServeArgs>),
@@ -100,6 +102,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Worker(args) => worker::run(&args),
         Command::Verifier(args) => verifier::run(&args),
         Command::Verdicts(args) => verdicts::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Serve(args) => serve::run(&args),

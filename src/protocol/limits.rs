@@ -405,6 +405,9 @@ pub const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 /// A command to a worker on its local socket: a word.
 pub const CONTROL_BYTES_MAX: u64 = 64;
 
+/// What a worker answers its owner: its status, with errors of some lines in it.
+pub const CONTROL_ANSWER_BYTES_MAX: u64 = 64 << 10;
+
 /// A configuration file: every option there is, some keys and comments fit into a few kilobytes.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
