@@ -148,6 +148,7 @@ fn bench(folder: &std::path::Path, workers: u32) -> Result<()> {
             dataset: BTreeSet::from([blob]),
             admission: Admission::open(AdmissionRule::Open, &folder.join("admission.json"), [])?,
             queries: None,
+            query_ledger: None,
             history: History::open(&database)?.ok_or("there is no run")?,
             clock,
             hub: Arc::new(Hub::default()),

@@ -90,13 +90,17 @@ fn a_model_comes_back_from_its_export_with_the_same_digest_and_can_be_used() {
         assert_eq!(other.ok(&[&generate[..], &["--model", model]].concat()), written);
     }
     let begun = ["--init", &trained[..8], "--context", "64", "--rounds", "1", "--inner-steps", "2"];
-    other.up_json(&begun);
+    // Another run than one whose model is drawn, and the same one when it goes on.
+    let first = other.up_json(&begun);
+    let drawn = Hydra::new().up_json(&["--rounds", "1", "--context", "64", "--inner-steps", "2"]);
+    assert_ne!(first["run"], drawn["run"]);
+    assert_eq!(first["run"], other.up_json(&[&begun[..], &["--seed", "1"]].concat())["run"]);
     other.up_json(&["--rounds", "1", "--init", hf, "--inner-steps", "2", "--context", "64"]);
     let listed: Vec<Value> =
         other.ok(&["model", "list", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(listed.len(), 4, "{listed:?}");
+    assert_eq!(listed.len(), 5, "{listed:?}");
     assert!(listed[..2].iter().all(|model| model["digest"] == trained.as_str()), "{listed:?}");
-    let newest = listed[3]["digest"].as_str().unwrap();
+    let newest = listed[4]["digest"].as_str().unwrap();
     let moved: Value = serde_json::from_str(&other.ok(&["model", "diff", hf, newest, "--json"])).unwrap();
     let all = moved["parts"].as_array().unwrap().last().unwrap()["relative"].as_f64().unwrap();
     assert!(all > 1e-4 && all < 0.5, "{moved}");

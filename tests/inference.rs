@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops where it fails")]
 #![cfg(unix)]
 
+#[path = "common/asking.rs"]
+mod asking;
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command};
 
+use asking::{code, request, send};
 use common::Hydra;
 use serde_json::{Value, json};
 
@@ -107,27 +110,6 @@ impl Drop for Serving {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn send(address: SocketAddr, method: &str, path: &str, key: Option<&str>, body: &str) -> TcpStream {
-    let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
-    let length = body.len();
-    let head =
-        format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{key}connection: close\r\ncontent-length: {length}\r\n\r\n");
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
-    stream
-}
-
-fn request(address: SocketAddr, method: &str, path: &str, key: Option<&str>, body: &str) -> (u16, Value) {
-    let mut answer = String::new();
-    send(address, method, path, key, body).read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
-}
-
-fn code(answer: &(u16, Value)) -> (u16, &str) {
-    (answer.0, answer.1["error"]["code"].as_str().unwrap_or_default())
 }
 
 #[test]

@@ -30,6 +30,8 @@ const MISTAKES: &[&str] = &[
     "worker --coordinator ftp://organiser",
     "worker --coordinator http://127.0.0.1:1 --schedule 25:00-07:00",
     "worker --coordinator http://127.0.0.1:1 --memory lots",
+    "serve --coordinator ftp://organiser",
+    "top --json",
     "wallet send KEY 1.2345678",
     "wallet send somebody 1",
     "wallet key list",
@@ -63,6 +65,7 @@ const MISTAKES: &[&str] = &[
     "worker status",
     // Nobody answers.
     "query text --coordinator http://127.0.0.1:1",
+    "top --once --coordinator http://127.0.0.1:1",
     "verdicts --coordinator http://127.0.0.1:1",
     "wallet balance KEY --coordinator organiser",
     // What is in the way.

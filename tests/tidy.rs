@@ -115,7 +115,10 @@ fn only_one_file_reads_the_clock_and_one_the_machines_randomness() {
 
 #[test]
 fn only_the_command_line_talks_to_people() {
-    only_in(&["src/cli/", "src/main.rs"], &["println", "print", "eprintln", "eprint", "anyhow", "indicatif"]);
+    only_in(
+        &["src/cli/", "src/main.rs"],
+        &["println", "print", "eprintln", "eprint", "anyhow", "indicatif", "ratatui"],
+    );
 }
 
 #[test]

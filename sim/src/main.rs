@@ -87,22 +87,26 @@ struct Play {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List the scenarios of a folder and what they are about
+    #[command(after_help = "Examples:\n  Those that come with Hydra:\n    cargo sim list\n  Your own:\n    cargo sim list mine/", help_template = HELP_TEMPLATE)]
     List {
         /// The folder
         #[arg(default_value = "scenarios")]
         folder: PathBuf,
     },
     /// Write a scenario to begin with
+    #[command(after_help = "Examples:\n  A file with every part explained:\n    cargo sim new mine.toml\n  Play it:\n    cargo sim mine.toml", help_template = HELP_TEMPLATE)]
     New {
         /// The file, which must not be there yet
         path: PathBuf,
     },
     /// Play a run of --out again, and fail unless it comes out the same
+    #[command(after_help = "Examples:\n  Keep a run:\n    cargo sim scenarios/baseline.toml --out runs/base\n  Is it the same today?:\n    cargo sim replay runs/base", help_template = HELP_TEMPLATE)]
     Replay {
         /// Its folder
         folder: PathBuf,
     },
     /// Make the scenario of a failed run of --out smaller for as long as it fails in the same way
+    #[command(after_help = "Examples:\n  Find the least that fails:\n    cargo sim shrink runs/failed\n  In a few minutes:\n    cargo sim shrink runs/failed --plays 20", help_template = HELP_TEMPLATE)]
     Shrink {
         /// Its folder
         folder: PathBuf,
@@ -111,6 +115,7 @@ enum Command {
         plays: usize,
     },
     /// Say where two runs of --out part
+    #[command(after_help = "Examples:\n  Two seeds of a story:\n    cargo sim diff runs/seed-1 runs/seed-2", help_template = HELP_TEMPLATE)]
     Diff {
         /// The folder of one
         one: PathBuf,
@@ -118,6 +123,7 @@ enum Command {
         other: PathBuf,
     },
     /// Print the JSON Schema of scenario files
+    #[command(after_help = "Examples:\n  For an editor that knows schemas:\n    cargo sim schema > scenario.schema.json", help_template = HELP_TEMPLATE)]
     Schema,
     /// Play scenarios that are made up by chance, each twice, and keep those that fail
     Sweep(Sweep),

@@ -125,3 +125,12 @@ fn the_published_schema_is_that_of_scenario_files() {
     let properties = &published["properties"];
     assert!(properties["job"].is_object() && published["additionalProperties"] == false);
 }
+
+#[test]
+fn every_help_has_examples_of_its_own() {
+    for subcommand in ["list", "new", "replay", "shrink", "diff", "schema"] {
+        let (code, text) = sim(&[subcommand, "--help"]);
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("Examples:\n") && text.contains(&format!("cargo sim {subcommand}")), "{text}");
+    }
+}

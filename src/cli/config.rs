@@ -19,7 +19,7 @@ use super::{Args, Failure, state_dir};
 use crate::protocol::limits;
 
 /// The commands that can be configured, each by the table of its name.
-const COMMANDS: [&str; 4] = ["up", "coordinator", "worker", "verifier"];
+const COMMANDS: [&str; 5] = ["up", "coordinator", "worker", "verifier", "serve"];
 
 /// Flags that are for once: each start of a service would do it again.
 const ONCE: [&str; 2] = ["fresh", "show-key"];

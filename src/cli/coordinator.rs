@@ -10,17 +10,17 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 
 use super::Failure;
+use super::ledger_serve::FrontArgs;
 use super::page::{self, PageArgs};
 use super::progress::Progress;
 use super::queries::QueryArgs;
 use super::remote::RemoteLedger;
 use super::run::{self, Ended, OnStop, OpenRun, RunOptions};
-use super::serve::FrontArgs;
 use crate::coordinator::Inspect;
 use crate::http::api::ledger::Books;
 use crate::http::{
-    Admission, AdmissionRule, ClientError, Desk, Hub, LedgerAt, LedgerCourier, LedgerParts, Server, ServerConfig,
-    ServerParts,
+    Admission, AdmissionRule, ClientError, Desk, Hub, LedgerAt, LedgerCourier, LedgerParts, QueryLedger,
+    RemoteQueryLedger, Server, ServerConfig, ServerParts,
 };
 use crate::ledger::{Ask, LedgerConfig};
 use crate::protocol::{Auditors, PublicKey, Seed, ShortTasks, limits};
@@ -247,6 +247,13 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
         None => (None, None),
     };
     let queries = args.queries.open(run.folder.path())?;
+    let query_ledger = match &args.ledger {
+        Some(url) if queries.is_some() => {
+            let client = super::client(url, run.folder.key(KEY)?, &clock, args.tls_ca.as_deref())?;
+            Some(Arc::new(RemoteQueryLedger::new(client, Arc::clone(&clock))) as Arc<dyn QueryLedger>)
+        }
+        _ => None,
+    };
     let history = page::history(run.folder.path())?;
     let ledger_key = run.folder.key("ledger")?.public();
     let (mut swarm, began) = run.into_swarm(executor, watch, others.clone(), payer)?;
@@ -272,6 +279,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
             dataset,
             admission,
             queries,
+            query_ledger,
             history,
             clock: Arc::clone(&clock),
             hub: Arc::clone(&hub),

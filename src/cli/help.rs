@@ -128,10 +128,29 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "hydra top",
+        &[
+            ("The run of this machine's coordinator, as it goes on", "hydra top"),
+            ("That of `hydra up`", "hydra top --coordinator http://127.0.0.1:8787"),
+            ("One JSON object, for a program", "hydra top --once --json --coordinator http://organiser:7700"),
+        ],
+    ),
+    (
         "hydra generate",
         &[
             ("Let the newest model go on", "hydra generate \"fn main\" --tokens 200"),
             ("The likeliest text, and the same each time", "hydra generate \"fn main\" --temperature 0"),
+        ],
+    ),
+    (
+        "hydra serve",
+        &[
+            ("The key that the ledger must be told", "hydra serve --coordinator http://organiser:7700 --show-key"),
+            ("Tell it", "hydra coordinator --server-key KEY"),
+            (
+                "Answer for ten µHYD a token, from another computer",
+                "hydra serve --coordinator http://organiser:7700 --listen 0.0.0.0:7720 \\\n      --price 10",
+            ),
         ],
     ),
     (

@@ -6,9 +6,9 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use super::ledger_serve::ServeArgs;
 use super::remote::{Remote, RemoteLedger};
 use super::report::thousands;
-use super::serve::ServeArgs;
 use super::teller::{config_of, database, signer};
 use super::{Failure, state_dir};
 use crate::http::ApiError;
@@ -135,7 +135,7 @@ pub(super) fn run(args: &LedgerArgs) -> Result<(), Failure> {
         LedgerCommand::CheckProof { file, key } => check_proof(file, *key),
         LedgerCommand::Backup { file } => backup(&folder()?, file),
         LedgerCommand::Restore { file } => restore(&folder()?, file),
-        LedgerCommand::Serve(serve) => super::serve::run(serve, &folder()?),
+        LedgerCommand::Serve(serve) => super::ledger_serve::run(serve, &folder()?),
     }
 }
 

@@ -8,6 +8,7 @@ mod doctor;
 mod generate;
 mod help;
 mod ledger;
+mod ledger_serve;
 mod model;
 mod owner;
 mod page;
@@ -19,6 +20,7 @@ mod report;
 mod run;
 mod serve;
 mod teller;
+mod top;
 mod up;
 mod verdicts;
 mod verifier;
@@ -42,7 +44,7 @@ use crate::runtime::Clock;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Args {
-    /// Configuration of up, coordinator, worker, verifier [default: hydra.toml here, or else in the state directory]
+    /// Configuration of up, coordinator, worker, verifier, serve [default: hydra.toml here, or else in the state directory]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -56,8 +58,10 @@ enum Command {
     Worker(Box<worker::WorkerArgs>),
     Verifier(Box<verifier::VerifierArgs>),
     Verdicts(verdicts::VerdictsArgs),
+    Top(top::TopArgs),
     Generate(generate::GenerateArgs),
     Model(model::ModelArgs),
+    Serve(Box<serve::ServeArgs>),
     Query(query::QueryArgs),
     Chat(query::ChatArgs),
     Device(device::DeviceArgs),
@@ -98,8 +102,10 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Command::Worker(args) => worker::run(&args),
         Command::Verifier(args) => verifier::run(&args),
         Command::Verdicts(args) => verdicts::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Model(args) => model::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Query(args) => query::run(&args),
         Command::Chat(args) => query::chat(&args),
         Command::Device(args) => device::run(&args),

@@ -354,9 +354,10 @@ impl CpuTimes {
 #[cfg(unix)]
 mod socket {
     use std::fs;
-    use std::io::{BufRead, Write};
+    use std::io::{BufRead, Read, Write};
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
+    use std::time::Duration;
 
     use anyhow::{Context, anyhow};
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -364,6 +365,9 @@ mod socket {
 
     use super::Owner;
     use crate::protocol::limits;
+
+    /// How long a worker may take to answer: it does so between two steps of its thread at once.
+    const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
     fn path(state: &Path) -> PathBuf {
         state.join("worker.sock")
@@ -403,9 +407,10 @@ mod socket {
     pub fn say(state: &Path, command: &str) -> anyhow::Result<String> {
         let nobody = || anyhow!("no worker runs on {}; start one, or name another --state-dir", state.display());
         let mut stream = std::os::unix::net::UnixStream::connect(path(state)).map_err(|_| nobody())?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN)).context("the worker's socket")?;
         writeln!(stream, "{command}")?;
         let mut line = String::new();
-        std::io::BufReader::new(stream).read_line(&mut line)?;
+        std::io::BufReader::new(stream.take(limits::CONTROL_ANSWER_BYTES_MAX)).read_line(&mut line)?;
         Ok(line)
     }
 }
@@ -428,6 +433,12 @@ mod socket {
 
 pub(super) use socket::listen;
 
+/// Says a command to the worker that runs on `state`: what it does then.
+pub(super) fn ask(state: &Path, command: &str) -> anyhow::Result<WorkerStatus> {
+    let line = socket::say(state, command)?;
+    serde_json::from_str(&line).map_err(|error| anyhow!("the worker's answer is not understood: {error}"))
+}
+
 /// Says something to the worker that runs on `state`.
 pub(super) fn control(state: &Path, control: &Control) -> Result<(), Failure> {
     let (command, json) = match control {
@@ -436,11 +447,9 @@ pub(super) fn control(state: &Path, control: &Control) -> Result<(), Failure> {
         Control::Finish => ("finish", false),
         Control::Status { json } => ("status", *json),
     };
-    let line = socket::say(state, command)?;
-    let status: WorkerStatus =
-        serde_json::from_str(&line).map_err(|error| anyhow!("the worker's answer is not understood: {error}"))?;
+    let status = ask(state, command)?;
     if json {
-        println!("{}", line.trim());
+        println!("{}", serde_json::to_string(&status)?);
         return Ok(());
     }
     println!("  {}: {}", status.state, status.why);

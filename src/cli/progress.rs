@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::owner::WorkerStatus;
 use super::report::{bits, thousands};
 use crate::coordinator::{Ending, Report};
 use crate::protocol::{PublicKey, Reason, Round, RunSpec};
@@ -138,6 +139,40 @@ impl Progress {
     }
 
     pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows what a worker does: on a terminal a bar for its task, elsewhere nothing but what is said.
+pub(super) struct TaskBar {
+    bar: ProgressBar,
+}
+
+impl TaskBar {
+    pub fn new() -> Self {
+        let target = if stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        if let Ok(style) = ProgressStyle::with_template("  {msg} {wide_bar:.cyan/dim} {pos}/{len} steps") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    pub fn show(&self, status: &WorkerStatus) {
+        let WorkerStatus { state, handed_in, of_steps, steps, .. } = status;
+        self.bar.set_length(*of_steps);
+        self.bar.set_position(*steps);
+        let state = state.replace('_', " ");
+        self.bar.set_message(format!("{state}; {} handed in", thousands(*handed_in)));
+    }
+
+    pub fn say(&self, line: &str) {
+        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+    }
+}
+
+impl Drop for TaskBar {
+    fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }

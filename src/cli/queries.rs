@@ -12,12 +12,19 @@ use crate::store::{Database, QueryStore, StateDir};
 /// Bytes of the shortest operator's key that nobody guesses.
 const OPERATOR_KEY_BYTES_MIN: usize = 16;
 
-/// How queries are answered, and what they cost.
+/// Whether queries are answered, and how.
 #[derive(Debug, Args)]
 pub(super) struct QueryArgs {
     /// Answer queries to the newest model over HTTP (the chapter on inference says how)
     #[arg(long)]
     serve: bool,
+    #[command(flatten)]
+    answers: AnswerArgs,
+}
+
+/// How queries are answered, and what they cost.
+#[derive(Debug, Args)]
+pub(super) struct AnswerArgs {
     /// What a token costs, of a prompt or of an answer, in µHYD
     #[arg(long, requires = "serve", value_name = "MICRO", default_value_t = 10, value_parser = clap::value_parser!(u32))]
     price: u32,
@@ -44,11 +51,20 @@ impl QueryArgs {
         self.serve
     }
 
-    /// What answers queries, with what must not be forgotten in the state directory.
+    /// What answers queries, if anything does, with what must not be forgotten in the state directory.
     pub fn open(&self, folder: &Path) -> Result<Option<QueryParts>, Failure> {
-        if !self.serve {
-            return Ok(None);
-        }
+        self.serve.then(|| self.answers.open(folder)).transpose()
+    }
+}
+
+impl AnswerArgs {
+    /// Whether queries may cost anything.
+    pub fn is_paid(&self) -> bool {
+        self.price > 0
+    }
+
+    /// What answers queries, with what must not be forgotten in the state directory.
+    pub fn open(&self, folder: &Path) -> Result<QueryParts, Failure> {
         let operator = self.operator_key_file.as_deref().map(operator).transpose()?;
         let store = QueryStore::new(Database::open(StateDir::database(folder))?);
         let engine = Engine::start(
@@ -61,7 +77,7 @@ impl QueryArgs {
         });
         let log = log.transpose()?;
         let price = Amount::from_micro(self.price.into()).context("the price is no amount")?;
-        Ok(Some(QueryParts { engine, store, price, free_tokens: self.free_tokens, operator, log }))
+        Ok(QueryParts { engine, store, price, free_tokens: self.free_tokens, operator, log })
     }
 }
 

@@ -236,11 +236,11 @@ impl RunOptions {
 
         let (spec, records) = match store.load()? {
             Some((spec, records)) => {
-                self.check_against(&spec)?;
                 let first = records.iter().find_map(|record| match record {
                     Record::RoundOpened { round: Round(0), base, .. } => Some(*base),
                     _ => None,
                 });
+                self.check_against(&spec, first)?;
                 if init.is_some_and(|init| Some(init.digest) != first) {
                     return Err(conflict("--init", "another first model"));
                 }
@@ -308,10 +308,13 @@ impl RunOptions {
         let manifest = data.corpus.store(|shard| compute.blobs().put(shard).map(drop))?;
         spec.dataset = compute.blobs().put(&manifest.encode())?;
         let base = match init {
-            Some(init) => init.params,
-            None => Params::initial(&spec.model, &spec.seed),
+            Some(init) => {
+                let base = compute.save(&init.params)?;
+                spec.seed = spec.seed.beginning_with(&base);
+                base
+            }
+            None => compute.save(&Params::initial(&spec.model, &spec.seed))?,
         };
-        let base = compute.save(&base)?;
         let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: SystemClock.now() }];
         store.create(&spec, &records)?;
         Ok((spec, records))
@@ -350,9 +353,12 @@ impl RunOptions {
         }
     }
 
-    /// Refuses flags that ask for something else than the run that is there: it cannot change any more.
-    fn check_against(&self, there: &RunSpec) -> Result<(), Failure> {
+    /// Refuses flags that ask for something else than the run that is there, which began with the model `first`: it cannot
+    /// change any more.
+    fn check_against(&self, there: &RunSpec, first: Option<Digest>) -> Result<(), Failure> {
         let wanted = self.spec(there.tasks_per_round, there.dataset, None);
+        let given = first.map(|first| wanted.seed.beginning_with(&first));
+        let seed_differs = wanted.seed != there.seed && given != Some(there.seed);
         let model_differs = self.preset.is_some() && {
             let context = there.model.context;
             ModelSpec { context, ..wanted.model } != there.model
@@ -385,7 +391,7 @@ impl RunOptions {
                 self.codec.is_some() && wanted.codec != there.codec,
                 format!("{:?}", there.codec).to_lowercase(),
             ),
-            ("--seed", self.seed.is_some() && wanted.seed != there.seed, "another seed".to_owned()),
+            ("--seed", self.seed.is_some() && seed_differs, "another seed".to_owned()),
         ];
         match differing.into_iter().find(|(_, differs, _)| *differs) {
             Some((flag, _, is)) => Err(conflict(flag, &is)),

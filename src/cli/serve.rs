@@ -1,104 +1,150 @@
-use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use actix::Actor;
 use anyhow::Context;
 use clap::Args;
 
 use super::Failure;
+use super::ledger_serve::DoorArgs;
+use super::queries::AnswerArgs;
+use super::remote::RemoteLedger;
 use super::run::{stop_signals, system};
-use super::teller::config;
-use crate::http::{Hub, LedgerParts, Server, ServerConfig};
-use crate::ledger::{Desk, LedgerActor};
+use crate::http::{Client, Hub, QueryPorts, RemoteBlobs, RemoteQueryLedger, RemoteRun, Server, ServingNews, Throttle};
 use crate::protocol::PublicKey;
-use crate::runtime::{Clock, SystemClock};
-use crate::store::{Archive, Database, GroupCommit, LedgerStore, StateDir};
+use crate::runtime::{Clock, SystemClock, raise_open_files};
+use crate::store::{Blobs, KeyFile, StateDir};
 
-/// Serve the ledger in a state directory, as a process of its own
+/// The name of the key that a server calls coordinator and ledger with.
+const KEY: &str = "server";
+
+/// Answer queries to the newest model of a run on another computer, for HYD
 ///
-/// Coordinators started with --ledger have their rounds paid here. It may be stopped or killed at any time: coordinators
-/// wait, and go on when it is back.
+/// Follows the coordinator: each new base model is fetched and answers what is asked from then on. For queries that are
+/// paid, the ledger must have been started with this server's public key (`--server-key KEY`), which is shown here. While
+/// the coordinator is away, the last model goes on answering.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
+    /// Where the coordinator is: http://host:port or https://host:port
+    #[arg(long, value_name = "URL")]
+    coordinator: String,
+    /// Where the ledger is, if it is a process of its own (`hydra ledger serve`) [default: with the coordinator]
+    #[arg(long, value_name = "URL")]
+    ledger: Option<String>,
     /// Where to listen
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7710")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7720")]
     listen: SocketAddr,
-    /// Public keys of verifiers: only what they have accepted is paid
-    #[arg(long, value_name = "KEY", num_args = 1..)]
-    verifier: Vec<PublicKey>,
-    /// Public keys of coordinators that may have rounds paid
-    #[arg(long, value_name = "KEY", num_args = 1..)]
-    payer: Vec<PublicKey>,
-    #[command(flatten)]
-    front: FrontArgs,
-}
-
-/// How a ledger is served, whatever else the process does.
-#[derive(Debug, Args)]
-pub(super) struct FrontArgs {
-    /// Public keys of those who serve queries: they may hold and settle what those cost
-    #[arg(long, value_name = "KEY", num_args = 1..)]
-    pub server_key: Vec<PublicKey>,
-    /// Certificate chain for HTTPS, a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    pub tls_cert: Option<std::path::PathBuf>,
-    /// Private key for HTTPS, a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<std::path::PathBuf>,
-    /// A reverse proxy stands before this server: believe its X-Forwarded-For
+    /// Print the public key and do nothing else
     #[arg(long)]
-    pub behind_proxy: bool,
+    show_key: bool,
+    /// Certificates to trust besides the well-known ones when calling coordinator and ledger, a PEM file
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Where the key, API keys and the model are kept [default: a folder in the platform's data directory]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    answers: AnswerArgs,
+    #[command(flatten)]
+    door: DoorArgs,
 }
 
-impl FrontArgs {
-    /// The part of a server's configuration that these say.
-    pub fn config(&self) -> ServerConfig {
-        let tls = self.tls_cert.clone().zip(self.tls_key.clone());
-        ServerConfig {
-            query_servers: self.server_key.iter().copied().collect(),
-            tls: tls.map(|(certificate, key)| crate::http::TlsFiles { certificate, key }),
-            behind_proxy: self.behind_proxy,
-            ..ServerConfig::default()
-        }
+pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let folder = match &args.state_dir {
+        Some(folder) => folder.clone(),
+        None => super::state_dir(None)?.join("serve"),
+    };
+    if args.show_key {
+        // Also while the server runs, and has the folder to itself.
+        let key = match StateDir::find_key(&folder, KEY)? {
+            Some(KeyFile::Open(key)) => key,
+            _ => StateDir::open(&folder)?.key(KEY)?,
+        };
+        println!("{}", key.public());
+        return Ok(());
     }
-
-    /// `http` or `https`.
-    pub fn scheme(&self) -> &'static str {
-        if self.tls_cert.is_some() { "https" } else { "http" }
-    }
-}
-
-pub(super) fn run(args: &ServeArgs, folder: &Path) -> Result<(), Failure> {
+    let folder = StateDir::open(&folder)?;
+    let key = folder.key(KEY)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let client = |url: &str| super::client(url, key.clone(), &clock, args.tls_ca.as_deref());
+    let (coordinator, paid) = (client(&args.coordinator)?, args.ledger.as_deref().unwrap_or(&args.coordinator));
+    // Each query that is being answered is a connection.
+    raise_open_files();
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
-    let folder = StateDir::open(folder)?;
-    let path = StateDir::database(folder.path());
-    let store = LedgerStore::new(Database::open(&path)?)?;
-    let mut config = config(folder.path())?;
-    config.verifiers = args.verifier.iter().copied().collect();
-    let key = folder.key("ledger")?;
-    let public = key.public();
-    let journal = GroupCommit::start(store, LedgerStore::read_only(&path)?, key)?;
-    let desk = Desk::open(config.clone(), Box::new(journal))?;
-    let archive = Arc::new(Archive::open(LedgerStore::read_only(&path)?)?);
-    eprintln!("  ledger      {public}");
+    eprintln!("  server      {}", key.public());
+    eprintln!("  coordinator {}", coordinator.base());
     eprintln!("  state       {}", folder.path().display());
-    eprintln!("  transfers   {}", super::report::thousands(desk.core().journal().length()));
-    eprintln!("  listening   {}://{}", args.front.scheme(), listener.local_addr()?);
-    if args.payer.is_empty() || args.verifier.is_empty() {
-        eprintln!("  no rounds are paid: that takes --payer KEY and --verifier KEY");
+    eprintln!("  listening   {}://{}", args.door.scheme(), listener.local_addr()?);
+    let parts = args.answers.open(folder.path())?;
+    if args.answers.is_paid() {
+        // With connections of its own: they end with its runtime.
+        check_ledger(client(paid)?, key.public())?;
     }
-    let mut server = args.front.config();
-    server.payers = args.payer.iter().copied().collect::<BTreeSet<_>>();
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    system().block_on(async {
-        let actor = LedgerActor::new(desk, Arc::clone(&clock)).start();
-        let parts = LedgerParts { actor, archive, config, key: public };
-        let server = Server::start_ledger(listener, parts, clock, Arc::new(Hub::default()), server)?;
+    // Transfers have a thread of their own, which outlives those that wait for them.
+    let network = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let blobs = Arc::new(RemoteBlobs::open(
+        client(&args.coordinator)?,
+        network.handle().clone(),
+        &StateDir::blobs(folder.path()),
+        Arc::clone(&clock),
+        Throttle::new(None),
+        Throttle::new(None),
+    )?);
+    let file = folder.path().join("newest.json");
+    let ports = QueryPorts {
+        run: Arc::new(RemoteRun::open(coordinator, Arc::clone(&blobs), &file, teller())?),
+        blobs: Arc::clone(&blobs) as Arc<dyn Blobs>,
+        ledger: Arc::new(RemoteQueryLedger::new(client(paid)?, Arc::clone(&clock))),
+    };
+    let result = system().block_on(async {
+        let hub = Arc::new(Hub::default());
+        let server = Server::start_queries(listener, parts, ports, clock, hub, args.door.config())?;
         stop_signals()?.recv().await;
         server.stop().await;
         Ok(())
-    })
+    });
+    blobs.stop();
+    network.shutdown_background();
+    result
+}
+
+/// Says so where the ledger will not take what queries cost. Those that cost nothing are answered all the same.
+fn check_ledger(client: Arc<Client>, key: PublicKey) -> Result<(), Failure> {
+    let ledger = RemoteLedger::new(client)?;
+    let problem = match ledger.books_now() {
+        Ok(Some(books)) if books.query_servers.contains(&key) => return Ok(()),
+        Ok(Some(_)) => format!("it does not know this server; start it with --server-key {key}"),
+        Ok(None) => "it cannot be reached".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("  ledger      {problem}. Until then queries that cost something are refused");
+    Ok(())
+}
+
+/// Tells people which model answers, and what is wrong, once each time.
+fn teller() -> impl Fn(ServingNews<'_>) + Send + Sync {
+    let trouble: Mutex<Option<String>> = Mutex::default();
+    move |news| {
+        let mut trouble = trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match news {
+            ServingNews::Answers(newest) => {
+                let (round, digest, parameters) = (newest.round.0, newest.digest.short(), newest.model.parameters());
+                let parameters = parameters as f64 / 1e6;
+                eprintln!("  round {round:>5}  the model {digest} answers ({parameters:.1} M parameters)");
+            }
+            ServingNews::Trouble(error) => {
+                let problem = error.to_string();
+                if trouble.as_ref() != Some(&problem) {
+                    eprintln!("  {problem}; trying again");
+                }
+                *trouble = Some(problem);
+            }
+            ServingNews::Reached => {
+                if trouble.take().is_some() {
+                    eprintln!("  the coordinator answers again");
+                }
+            }
+        }
+    }
 }

@@ -155,6 +155,7 @@ impl Front {
             // Nobody: the workers are in this process.
             admission: Admission::open(AdmissionRule::Listed, &self.state.join("admission.json"), [])?,
             queries: self.queries,
+            query_ledger: None,
             history: self.history,
             clock: Arc::new(SystemClock),
             hub,

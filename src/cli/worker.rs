@@ -1,6 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::Actor;
 use anyhow::{Context, anyhow};
@@ -8,6 +9,7 @@ use clap::Args;
 use tokio::sync::mpsc;
 
 use super::owner::{self, Allowance, Control, Owner, Schedule};
+use super::progress::TaskBar;
 use super::{Failure, device};
 use crate::compute::Compute;
 use crate::http::{Client, Courier, News, RemoteBlobs, Throttle, api};
@@ -16,6 +18,9 @@ use crate::protocol::{Seed, WorkerReply, limits};
 use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, entropy};
 use crate::store::{Blobs, ResultFile, StateDir};
 use crate::worker::{self, Labour, Worker, WorkerPorts};
+
+/// How often the bar of the task is drawn anew.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Train for a coordinator on another computer, and earn tokens
 ///
@@ -152,7 +157,9 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
             _ = stops.recv() => return Ok(()),
             registered = register(&client, args.invite.as_deref()) => registered?,
         }
+        introduce(&client, folder.path()).await;
         let news = listener(Arc::clone(&owner), tell);
+        let looker = Arc::clone(&owner);
         let courier = Courier::new(Arc::clone(&client), seed.derive("courier", 0), news);
         let ports = WorkerPorts {
             clock,
@@ -163,7 +170,7 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
             watch,
         };
         let worker = Worker::new(Labour::new(&seed), client.key().clone(), ports).with_left(left).start();
-        let ended = follow(&mut stops, &mut notes, &mut heard).await;
+        let ended = follow(&looker, &mut stops, &mut notes, &mut heard).await;
         // An error says that it has stopped already.
         let _ = worker.send(worker::Event::Stop).await;
         owner.stop();
@@ -197,12 +204,33 @@ fn listener(owner: Arc<Owner>, tell: mpsc::UnboundedSender<Heard>) -> impl Fn(Ne
     }
 }
 
+/// Tells people what they take part in, and what they can do.
+async fn introduce(client: &Client, folder: &Path) {
+    // Whoever cannot be asked now is asked for work in a moment, and says then what is wrong.
+    if let Ok(status) = client.get::<api::Status>(api::path::STATUS).await {
+        let loss = status.loss.map_or_else(String::new, |loss| format!(", validation loss {loss:.4}"));
+        let parameters = status.parameters as f64 / 1e6;
+        eprintln!(
+            "  run         {}: {parameters:.1} M parameters, round {}{loss}, {} there lately",
+            status.run.0.short(),
+            status.round.0,
+            if status.workers_seen > 1 { format!("{} workers", status.workers_seen) } else { "one worker".to_owned() }
+        );
+    }
+    let (url, folder) = (client.base(), folder.display());
+    eprintln!("  earns       hydra wallet balance --wallet worker --coordinator {url} --state-dir {folder}");
+    eprintln!("  controls    hydra worker pause, resume, finish or status; hydra top; Ctrl-C loses nothing\n");
+}
+
 /// Tells people what happens, until the work is over or somebody stops it.
 async fn follow(
+    owner: &Owner,
     stops: &mut mpsc::Receiver<()>,
     notes: &mut mpsc::UnboundedReceiver<Note>,
     heard: &mut mpsc::UnboundedReceiver<Heard>,
 ) -> Result<(), Failure> {
+    let bar = TaskBar::new();
+    let mut look = tokio::time::interval(LOOK);
     let mut trouble: Option<String> = None;
     loop {
         let event = tokio::select! {
@@ -210,24 +238,28 @@ async fn follow(
             _ = stops.recv() => return Ok(()),
             note = notes.recv() => note.map(Heard::Note),
             event = heard.recv() => event,
+            _ = look.tick() => {
+                bar.show(&owner.status());
+                continue;
+            }
         };
         match event {
             None => return Err(anyhow!("the worker has stopped").into()),
             Some(Heard::Finished(why)) => {
-                eprintln!("  {why}");
+                bar.say(&format!("  {why}"));
                 return Ok(());
             }
             Some(Heard::Note(Note::Fatal(error))) => return Err(anyhow!(error).into()),
-            Some(Heard::Note(Note::TaskFailed { error, .. })) => eprintln!("  a task failed: {error}"),
+            Some(Heard::Note(Note::TaskFailed { error, .. })) => bar.say(&format!("  a task failed: {error}")),
             Some(Heard::Note(_)) => {}
             Some(Heard::Reached) => {
                 if trouble.take().is_some() {
-                    eprintln!("  the coordinator answers again");
+                    bar.say("  the coordinator answers again");
                 }
             }
             Some(Heard::Trouble(problem)) => {
                 if trouble.as_ref() != Some(&problem) {
-                    eprintln!("  {problem}; trying again");
+                    bar.say(&format!("  {problem}; trying again"));
                 }
                 trouble = Some(problem);
             }

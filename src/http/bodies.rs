@@ -93,7 +93,14 @@ pub(super) fn components() -> Map<String, Value> {
 pub(super) fn body(endpoint: Endpoint) -> Option<Value> {
     let task = || text(HEX_64, "A task");
     let commitment = || {
-        object(&[("task", task()), ("payload", digest()), ("trace", digest()), ("tokens", number("Tokens trained on"))])
+        object(&[
+            ("task", task()),
+            ("payload", digest()),
+            ("trace", digest()),
+            ("states", digest()),
+            ("device", json!({ "type": "string", "description": "The kind of device that it was computed on" })),
+            ("tokens", number("Tokens trained on")),
+        ])
     };
     Some(match endpoint {
         Endpoint::Pass => object(&[("exchange", text(HEX_64, "An X25519 public key made for this pass"))]),
@@ -107,8 +114,8 @@ pub(super) fn body(endpoint: Endpoint) -> Option<Value> {
         }
         Endpoint::Submit => {
             let losses = list(json!({ "type": "number" }));
-            let submission = json!({ "type": "object", "required": ["commitment", "losses"],
-                "properties": { "commitment": loose(commitment()), "losses": losses } });
+            let submission = json!({ "type": "object", "required": ["commitment", "losses", "states"],
+                "properties": { "commitment": loose(commitment()), "losses": losses, "states": list(digest()) } });
             request(Some(("Submit", submission)))
         }
         Endpoint::Heartbeat => request(Some(("Heartbeat", task()))),
@@ -258,7 +265,7 @@ mod tests {
         check(Endpoint::RevokeApiKey, &RevokeApiKey { name });
 
         let task = TaskId(digest);
-        let submission = Submission::new(task, digest, vec![1.5, 1.0], 64);
+        let submission = Submission::new(task, digest, vec![1.5, 1.0], crate::testing::trail(2), 64);
         for (endpoint, request, bare) in [
             (Endpoint::Lease, WorkerRequest::Lease { tokens_per_second: 1 }, true),
             (Endpoint::Commit, WorkerRequest::Commit(submission.commitment), false),

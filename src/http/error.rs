@@ -106,6 +106,9 @@ pub enum ApiError {
     /// The ledger of this run is another process.
     #[error("the ledger of this run is at {0}; ask there")]
     LedgerElsewhere(String),
+    /// The ledger that queries are paid in does not answer.
+    #[error("queries cannot be paid now, because the ledger does not answer ({0}); try again soon")]
+    LedgerAway(String),
     /// A query is refused.
     #[error("{}", .0.message)]
     Query(Box<QueryError>),
@@ -175,6 +178,13 @@ impl QueryError {
         Self { status: StatusCode::PAYMENT_REQUIRED, code: "insufficient_quota", param: None, message }
     }
 
+    /// Something about a payment that the ledger refuses.
+    #[must_use]
+    pub fn unpaid(why: String) -> Self {
+        let message = format!("the ledger does not take this query's payment: {why}");
+        Self { status: StatusCode::CONFLICT, code: "payment_refused", param: None, message }
+    }
+
     /// Too much at a time.
     #[must_use]
     pub fn busy(message: String) -> Self {
@@ -227,6 +237,7 @@ impl ApiError {
             Self::NoSuchTransfer => ("no_such_transfer", StatusCode::NOT_FOUND),
             Self::NeverSigned { .. } => ("never_signed", StatusCode::NOT_FOUND),
             Self::LedgerElsewhere(_) => ("ledger_elsewhere", StatusCode::MISDIRECTED_REQUEST),
+            Self::LedgerAway(_) => ("ledger_away", StatusCode::SERVICE_UNAVAILABLE),
             Self::Query(error) => (error.code, error.status),
             Self::NotServing => ("not_serving", StatusCode::NOT_FOUND),
             Self::ApiKey(_) => ("api_key_refused", StatusCode::CONFLICT),

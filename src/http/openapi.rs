@@ -120,6 +120,7 @@ pub(super) enum Endpoint {
     RevokeApiKey,
     Balance,
     Samples,
+    Newest,
     Rounds,
     Round,
     Workers,
@@ -250,6 +251,7 @@ pub const ROUTES: &[Route] = &[
     get(queries::API_KEYS, Caller::Key, "The API keys of the caller's wallet", Endpoint::ApiKeys),
     get(watch::BALANCE, Caller::ApiKey, "Who pays for queries with this API key, and what is left", Endpoint::Balance),
     post(queries::REVOKE, Caller::Key, "End an API key of the caller's wallet", Endpoint::RevokeApiKey),
+    get(queries::NEWEST, Caller::Anybody, "The newest model, its sizes, and who trained it", Endpoint::Newest),
     get(watch::SAMPLES, Caller::Anybody, "What the models of earlier rounds wrote", Endpoint::Samples),
     Route {
         query: BY_NUMBER,
@@ -282,11 +284,34 @@ impl Route {
         matches!(self.endpoint, Endpoint::Page | Endpoint::PageFile)
     }
 
+    /// Whether every server has it, whatever it serves.
+    fn is_of_all(&self) -> bool {
+        let common = [Endpoint::Health, Endpoint::Ready, Endpoint::Metrics, Endpoint::OpenApi, Endpoint::Hello];
+        common.contains(&self.endpoint)
+    }
+
     /// Whether a ledger in a process of its own serves it too.
     #[must_use]
     pub fn is_of_ledger(&self) -> bool {
-        let common = [Endpoint::Health, Endpoint::Ready, Endpoint::Metrics, Endpoint::OpenApi, Endpoint::Hello];
-        self.path.starts_with(ledger::LEDGER) || common.contains(&self.endpoint)
+        self.path.starts_with(ledger::LEDGER) || self.is_of_all()
+    }
+
+    /// Whether a server of queries in a process of its own serves it too.
+    #[must_use]
+    pub fn is_of_queries(&self) -> bool {
+        let own = [
+            Endpoint::Models,
+            Endpoint::Model,
+            Endpoint::Completions,
+            Endpoint::Chat,
+            Endpoint::Quote,
+            Endpoint::NewApiKey,
+            Endpoint::ApiKeys,
+            Endpoint::RevokeApiKey,
+            Endpoint::Balance,
+            Endpoint::Samples,
+        ];
+        own.contains(&self.endpoint) || self.is_of_all()
     }
 }
 

@@ -1,4 +1,5 @@
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -68,6 +69,17 @@ impl RemoteBlobs {
         let downloads = folder.join("downloads");
         fs::create_dir_all(&downloads).map_err(|error| io_error(&downloads, error))?;
         Ok(Self { client, runtime, kept, downloads, clock, up, down, stop: watch::Sender::new(false) })
+    }
+
+    /// Whether the bytes are here.
+    #[must_use]
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.kept.file(digest).exists()
+    }
+
+    /// Lets go of every copy that is here but of these: how many those were.
+    pub fn retain(&self, keep: &BTreeSet<Digest>) -> Result<u64, BlobError> {
+        self.kept.retain(keep)
     }
 
     /// Breaks off every transfer; nothing is tried again.

@@ -303,6 +303,9 @@ pub const QUERY_BYTES_MAX: usize = 1 << 20;
 /// back where nobody gives it back before.
 pub const QUERY_HOLD: Duration = Duration::from_mins(15);
 
+/// A settlement as JSON: a key and a number for each of [`CONTRIBUTORS_MAX`], 120 bytes at most, and some words.
+pub const SETTLEMENT_JSON_BYTES_MAX: usize = CONTRIBUTORS_MAX * 128 + 1024;
+
 /// API keys of one wallet, revoked ones included.
 pub const API_KEYS_PER_WALLET: usize = 64;
 
@@ -416,6 +419,9 @@ pub const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 
 /// A command to a worker on its local socket: a word.
 pub const CONTROL_BYTES_MAX: u64 = 64;
+
+/// What a worker answers its owner: its status, with errors of some lines in it.
+pub const CONTROL_ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// A configuration file: every option there is, some keys and comments fit into a few kilobytes.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;

@@ -35,6 +35,14 @@ impl Seed {
         Self(Digest::in_domain("hydra seed derive v1", &bytes))
     }
 
+    /// The seed of a run that begins with a given model instead of one that is drawn from this seed: another for each
+    /// model, so that no two such runs have one id.
+    #[must_use]
+    pub fn beginning_with(&self, model: &Digest) -> Self {
+        let bytes = [*self.0.as_bytes(), *model.as_bytes()].concat();
+        Self(Digest::in_domain("hydra seed first model v1", &bytes))
+    }
+
     /// A generator that starts here.
     #[must_use]
     pub fn rng(&self) -> ChaCha8Rng {
@@ -75,7 +83,16 @@ mod tests {
     #[test]
     fn labels_and_indices_give_different_streams() {
         let seed = Seed::from_number(7);
-        let all = [seed, seed.derive("a", 0), seed.derive("a", 1), seed.derive("b", 0)];
+        let (one, other) = (Digest::of(b"a"), Digest::of(b"b"));
+        let all = [
+            seed,
+            seed.derive("a", 0),
+            seed.derive("a", 1),
+            seed.derive("b", 0),
+            seed.beginning_with(&one),
+            seed.beginning_with(&other),
+            Seed::from_number(8).beginning_with(&one),
+        ];
         assert!(all.iter().enumerate().all(|(i, one)| all[..i].iter().all(|other| other != one)));
     }
 }

@@ -46,6 +46,8 @@ pub struct Books {
     pub verifiers: Vec<PublicKey>,
     /// Whose requests for pay it takes, besides those of its own process.
     pub payers: Vec<PublicKey>,
+    /// Who may hold and settle what queries cost, besides its own process.
+    pub query_servers: Vec<PublicKey>,
     /// Transfers in the journal.
     pub transfers: u64,
     /// The ledger hash.

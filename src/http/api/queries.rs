@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Amount, Digest, Time};
+use super::ledger::Contributor;
+use crate::protocol::{Amount, Digest, ModelSpec, Round, RunId, Time};
 
 /// The paths.
 pub mod path {
@@ -18,6 +19,8 @@ pub mod path {
     pub const API_KEYS: &str = "/hydra/v1/api-keys";
     /// Ends an API key.
     pub const REVOKE: &str = "/hydra/v1/api-keys/revoke";
+    /// The newest model of a run, for those who serve it.
+    pub const NEWEST: &str = "/hydra/v1/newest";
 }
 
 /// The name by which the newest model of the run is asked.
@@ -78,4 +81,19 @@ pub struct Quote {
     pub price: Amount,
     /// The most that the query may cost: what will be held.
     pub most: Amount,
+}
+
+/// Answers [`path::NEWEST`]: what a server of queries needs to know of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newest {
+    /// The run.
+    pub run: RunId,
+    /// The round that starts from the model.
+    pub round: Round,
+    /// The model's blob.
+    pub digest: Digest,
+    /// Its sizes.
+    pub model: ModelSpec,
+    /// Who trained it: those with the most work, where there are many.
+    pub contributors: Vec<Contributor>,
 }

@@ -119,7 +119,7 @@ async fn from_payer<T: DeserializeOwned>(front: &Front, asked: &mut Asked) -> Re
 }
 
 async fn from_query_server<T: DeserializeOwned>(front: &Front, asked: &mut Asked) -> Result<T, ApiError> {
-    let limit = limits::HTTP_BODY_BYTES_MAX;
+    let limit = limits::SETTLEMENT_JSON_BYTES_MAX;
     from_one_of(front, asked, &front.config.query_servers, limit, "it serves no queries for this ledger").await
 }
 
@@ -203,6 +203,7 @@ impl LedgerSite {
             emission: self.config.economy.config().emission,
             verifiers: self.config.verifiers.iter().copied().collect(),
             payers: front.config.payers.iter().copied().collect(),
+            query_servers: front.config.query_servers.iter().copied().collect(),
             transfers,
             head,
             supply: totals.supply,

@@ -1,5 +1,6 @@
 //! The server: connections, limits, and where requests go.
 
+mod alone;
 mod blobs;
 mod ledger;
 mod operations;
@@ -18,7 +19,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use actix::Addr;
 use hyper::server::conn::http1;
@@ -36,11 +37,13 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+use self::alone::{LedgerOnly, QueriesOnly};
 use self::ledger::LedgerSite;
-use self::queries::QuerySite;
+use self::queries::{LedgerHere, QuerySite, RunHere};
 use self::request::{Asked, Peer};
 use self::watching::Past;
 use super::admission::Admission;
+use super::api::queries::Newest;
 use super::auth::Gate;
 use super::desk::{Desk, Lane};
 use super::error::ApiError;
@@ -73,6 +76,8 @@ pub struct ServerParts {
     pub admission: Admission,
     /// What answers queries, if anything does.
     pub queries: Option<QueryParts>,
+    /// What queries are paid in, where the ledger is elsewhere.
+    pub query_ledger: Option<Arc<dyn QueryLedger>>,
     /// What became of the rounds.
     pub history: History,
     /// The time.
@@ -101,7 +106,7 @@ pub struct LedgerParts {
     pub key: PublicKey,
 }
 
-pub use self::queries::QueryParts;
+pub use self::queries::{LedgerTrouble, QueryLedger, QueryParts, QueryPorts, RunPort};
 
 /// How a server serves it.
 #[derive(Debug, Clone, Default)]
@@ -206,13 +211,15 @@ pub(super) struct Front {
 pub(super) struct Site {
     front: Front,
     coordinator: Addr<Coordinator>,
-    ledger: Result<LedgerSite, String>,
+    ledger: Result<Arc<LedgerSite>, String>,
     desk: Option<Addr<Desk>>,
     blobs: Arc<FolderBlobs>,
     uploads: Uploads,
     dataset: BTreeSet<Digest>,
     admission: Admission,
     queries: Option<Arc<QuerySite>>,
+    /// What was last told of the newest model.
+    newest: Mutex<Option<Arc<Newest>>>,
     past: Past,
 }
 
@@ -222,12 +229,6 @@ impl Deref for Site {
     fn deref(&self) -> &Front {
         &self.front
     }
-}
-
-/// All that requests to a ledger in a process of its own need.
-struct LedgerOnly {
-    front: Front,
-    ledger: LedgerSite,
 }
 
 /// What answers requests.
@@ -252,33 +253,64 @@ impl Server {
         config: ServerConfig,
     ) -> Result<Self, ServerError> {
         let (stop, stopping) = watch::channel(false);
+        let ledger = match parts.ledger {
+            LedgerAt::Here(ledger) => Ok(Arc::new(LedgerSite::new(ledger))),
+            LedgerAt::Elsewhere(address) => Err(address),
+        };
+        let pays = parts.query_ledger.or_else(|| Some(Arc::new(LedgerHere(Arc::clone(ledger.as_ref().ok()?))) as _));
+        let queries = parts.queries.zip(pays).map(|(queries, ledger)| {
+            let run = Arc::new(RunHere(parts.coordinator.clone()));
+            let ports = QueryPorts { run, blobs: Arc::clone(&parts.blobs) as _, ledger };
+            Arc::new(QuerySite::new(queries, ports, Arc::clone(&parts.clock), Arc::clone(&parts.hub)))
+        });
         let site = Arc::new(Site {
             front: Front::new(parts.clock, parts.hub, config, stopping)?,
             coordinator: parts.coordinator,
-            ledger: match parts.ledger {
-                LedgerAt::Here(ledger) => Ok(LedgerSite::new(ledger)),
-                LedgerAt::Elsewhere(address) => Err(address),
-            },
+            ledger,
             desk: parts.desk,
             uploads: Uploads::open(&parts.uploads, Arc::clone(&parts.blobs))?,
             blobs: parts.blobs,
             dataset: parts.dataset,
             admission: parts.admission,
-            queries: parts.queries.map(|parts| Arc::new(QuerySite::new(parts))),
+            queries,
+            newest: Mutex::default(),
             past: Past::new(parts.history),
         });
-        let unsettled = site.queries.as_deref().map(QuerySite::unsettled).transpose()?;
         let server = Self::serve(listener, Arc::clone(&site), stop)?;
-        if let Some(runtime) = &server.runtime {
-            if !site.config.read_only {
-                runtime.spawn(blobs::sweep(Arc::clone(&site)));
-            }
-            if let Some(unsettled) = unsettled {
-                runtime.spawn(queries::recover(Arc::clone(&site), unsettled));
-                runtime.spawn(queries::follow(site));
-            }
+        if let Some(runtime) = &server.runtime
+            && !site.config.read_only
+        {
+            runtime.spawn(blobs::sweep(Arc::clone(&site)));
         }
+        server.answer_queries(site.queries.as_ref())?;
         Ok(server)
+    }
+
+    /// Serves queries to the model of a run elsewhere, and nothing else, on `listener` until it is told to stop.
+    pub fn start_queries(
+        listener: std::net::TcpListener,
+        parts: QueryParts,
+        ports: QueryPorts,
+        clock: Arc<dyn Clock>,
+        hub: Arc<Hub>,
+        config: ServerConfig,
+    ) -> Result<Self, ServerError> {
+        let (stop, stopping) = watch::channel(false);
+        let queries = Arc::new(QuerySite::new(parts, ports, Arc::clone(&clock), Arc::clone(&hub)));
+        let front = Front::new(clock, hub, config, stopping)?;
+        let server = Self::serve(listener, Arc::new(QueriesOnly { front, queries: Arc::clone(&queries) }), stop)?;
+        server.answer_queries(Some(&queries))?;
+        Ok(server)
+    }
+
+    /// Has queries answered by the newest model, and those settled that an earlier process has left.
+    fn answer_queries(&self, queries: Option<&Arc<QuerySite>>) -> Result<(), ServerError> {
+        if let Some((queries, runtime)) = queries.zip(self.runtime.as_ref()) {
+            let unsettled = queries.unsettled()?;
+            runtime.spawn(queries::recover(Arc::clone(queries), unsettled));
+            runtime.spawn(queries::follow(Arc::clone(queries)));
+        }
+        Ok(())
     }
 
     /// Serves a ledger, and nothing else, on `listener` until it is told to stop.
@@ -506,31 +538,6 @@ impl Answering for Site {
     }
 }
 
-impl Answering for LedgerOnly {
-    fn front(&self) -> &Front {
-        &self.front
-    }
-
-    fn serves(&self, route: &Route) -> bool {
-        route.is_of_ledger()
-    }
-
-    async fn answer(self: Arc<Self>, endpoint: Endpoint, mut asked: Asked) -> Result<Response, ApiError> {
-        let Self { front, ledger } = &*self;
-        match endpoint {
-            Endpoint::Health => Ok(status::plain("alive\n")),
-            Endpoint::Ready => status::ready_ledger(ledger).await,
-            Endpoint::Metrics => status::metrics(front, Some(ledger)).await,
-            Endpoint::OpenApi => {
-                let routes = ROUTES.iter().filter(|route| self.serves(route));
-                Ok(request::json(&super::openapi::document(routes)))
-            }
-            Endpoint::Hello => Ok(status::hello_to(front, None, "open")),
-            endpoint => ledger::answer(front, ledger, endpoint, &mut asked).await,
-        }
-    }
-}
-
 impl Site {
     /// What is not a worker's.
     async fn answer_others(self: &Arc<Self>, endpoint: Endpoint, asked: &mut Asked) -> Result<Response, ApiError> {
@@ -539,8 +546,8 @@ impl Site {
             Endpoint::Health => Ok(status::plain("alive\n")),
             Endpoint::Ready => status::ready(site).await,
             Endpoint::Metrics => {
-                queries::measure(site);
-                status::metrics(site, site.ledger.as_ref().ok()).await
+                site.queries.iter().for_each(|queries| queries.measure());
+                status::metrics(site, site.ledger.as_deref().ok()).await
             }
             Endpoint::OpenApi => {
                 let routes = ROUTES.iter().filter(|route| site.serves(route));
@@ -568,7 +575,11 @@ impl Site {
             | Endpoint::ApiKeys
             | Endpoint::RevokeApiKey
             | Endpoint::Balance
-            | Endpoint::Samples => queries::answer(site, endpoint, asked).await,
+            | Endpoint::Samples => {
+                let queries = site.queries.as_ref().ok_or(ApiError::NotServing)?;
+                queries::answer(&site.front, queries, endpoint, asked).await
+            }
+            Endpoint::Newest => status::newest(site).await,
             Endpoint::Rounds => watching::rounds(site, asked).await,
             Endpoint::Round => watching::round(site, asked).await,
             Endpoint::Workers => watching::workers(site, asked).await,

@@ -1,3 +1,4 @@
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream;
@@ -86,6 +87,22 @@ pub(super) async fn status(site: &Site) -> Result<Response, ApiError> {
     });
     let status = status.await?.ok_or_else(|| ApiError::Internal("the run has no model yet".into()))?;
     Ok(json(&status))
+}
+
+/// Who trained a model is put together once: anybody may ask.
+pub(super) async fn newest(site: &Site) -> Result<Response, ApiError> {
+    let known = site.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let digest = known.as_ref().map(|known| known.digest);
+    let newer = site.look(move |state| super::queries::newer_than(digest, state)).await?;
+    let newest = match newer {
+        Some(newer) => {
+            let newer = Arc::new(newer);
+            *site.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&newer));
+            newer
+        }
+        None => known.ok_or_else(|| ApiError::Internal("the run has no model yet".into()))?,
+    };
+    Ok(json(&*newest))
 }
 
 pub(super) async fn audits(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {

@@ -76,6 +76,13 @@ impl Cache {
     }
 }
 
+/// Where attention computes, for one text after the other.
+struct AttentionRoom {
+    scores: Scratch,
+    row: Scratch,
+    sums: Scratch,
+}
+
 /// What a text goes on with in a step.
 #[derive(Debug)]
 pub struct Turn<'a> {
@@ -202,11 +209,8 @@ impl Decoder {
             self.step_some(turns, &mut logits, true);
         } else {
             let rows: usize = turns.iter().map(|turn| turn.tokens.len()).sum();
-            let worth = (rows * self.parameters).div_ceil(WORTH_A_THREAD);
-            let each = turns.len().div_ceil(worth.clamp(1, rayon::current_num_threads())).max(1);
-            for_each(turns.chunks_mut(each).zip(logits.chunks_mut(each)).collect(), |(turns, logits)| {
-                self.step_some(turns, logits, false);
-            });
+            let worth = (rows * self.parameters).div_ceil(WORTH_A_THREAD).clamp(1, rayon::current_num_threads());
+            for_each(shared(turns, &mut logits, worth), |(turns, logits)| self.step_some(turns, logits, false));
         }
         let finite = logits.iter().flatten().all(|logit| logit.is_finite());
         if finite { Ok(logits) } else { Err(EngineError::NotFinite("a logit")) }
@@ -241,8 +245,9 @@ impl Decoder {
                 tasks.push((qkv, o, &mut *turn.cache));
             }
             for_each(tasks.chunks_mut(together).collect(), |tasks: &mut [(&mut [f32], &mut [f32], &mut Cache)]| {
+                let mut room = self.attention_room(tasks.iter().map(|(_, o, cache)| (o.len() / width, cache.tokens)));
                 for (qkv, o, cache) in tasks {
-                    self.attend(qkv, o, cache, layer);
+                    self.attend(qkv, o, cache, layer, &mut room);
                 }
             });
             block.o.product(&o, &mut x, true, threads);
@@ -267,9 +272,20 @@ impl Decoder {
         }
     }
 
+    /// Room for the attention of any of these texts: so many new tokens of each after so many earlier ones.
+    fn attention_room(&self, texts: impl Iterator<Item = (usize, usize)>) -> AttentionRoom {
+        let (mut scores, mut row) = (0, 0);
+        for (new, before) in texts {
+            let seen = (before + new).next_multiple_of(PANEL);
+            (scores, row) = (scores.max(QUERY_ROWS.min(new) * seen), row.max(seen));
+        }
+        let [_, (value, _)] = self.parts();
+        AttentionRoom { scores: Scratch::new(scores), row: Scratch::new(row), sums: Scratch::new(value) }
+    }
+
     /// Attention of new rows of queries, keys and values to all that came before and to each other; keeps the keys and
     /// values.
-    fn attend(&self, qkv: &mut [f32], out: &mut [f32], cache: &mut Cache, layer: usize) {
+    fn attend(&self, qkv: &mut [f32], out: &mut [f32], cache: &mut Cache, layer: usize, room: &mut AttentionRoom) {
         let &BlockShape { width, heads, ref rotary, .. } = &self.shape;
         let (head, new, before) = (self.head_size(), out.len() / width, cache.tokens);
         rotary.turn_from(before, qkv, width, head, false);
@@ -280,9 +296,7 @@ impl Decoder {
         let (keys, values) = of_layer.split_at_mut(heads * key * positions);
         let both = keys.chunks_exact_mut(key * positions).zip(values.chunks_exact_mut(value * positions));
         let block = QUERY_ROWS.min(new);
-        let seen_most = (before + new).next_multiple_of(PANEL);
-        let (mut scores, mut row) = (Scratch::new(block * seen_most), Scratch::new(seen_most));
-        let mut sums = Scratch::new(value);
+        let AttentionRoom { scores, row, sums } = room;
         for (index, (keys, values)) in both.enumerate() {
             let offset = index * head;
             for (position, qkv) in (before..before + new).zip(qkv.chunks_exact(3 * width)) {
@@ -315,7 +329,7 @@ impl Decoder {
                         &mut row[..visible]
                     };
                     let (_, sum) = exp_row(row);
-                    row_times(row, values, value / LINE, &mut sums);
+                    row_times(row, values, value / LINE, sums);
                     let inverse = 1.0 / sum;
                     let out = &mut out[(from + at) * width + offset..][..head];
                     for (out, sum) in out.iter_mut().zip(&sums[..]) {
@@ -325,6 +339,33 @@ impl Decoder {
             }
         }
     }
+}
+
+/// Cuts turns, with room for the logits of each, into so many parts or fewer of about as many tokens: a prompt that is read
+/// is as much work as many texts that go on.
+fn shared<'a, 'b>(
+    mut turns: &'a mut [Turn<'b>],
+    mut logits: &'a mut [Vec<f32>],
+    parts: usize,
+) -> Vec<(&'a mut [Turn<'b>], &'a mut [Vec<f32>])> {
+    let mut cut = Vec::with_capacity(parts);
+    for left in (1..=parts).rev() {
+        let tokens = |turn: &Turn<'_>| turn.tokens.len();
+        let share = turns.iter().map(tokens).sum::<usize>().div_ceil(left);
+        let (mut count, mut taken) = (0, 0);
+        while let Some(next) = turns.get(count).map(tokens)
+            && taken + next / 2 < share
+        {
+            (count, taken) = (count + 1, taken + next);
+        }
+        if count > 0 {
+            let (here, after) = std::mem::take(&mut turns).split_at_mut(count);
+            let (logits_here, logits_after) = std::mem::take(&mut logits).split_at_mut(count);
+            (turns, logits) = (after, logits_after);
+            cut.push((here, logits_here));
+        }
+    }
+    cut
 }
 
 #[cfg(test)]
@@ -401,6 +442,26 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn threads_share_tokens_and_leave_nobody_out() {
+        let decoder = decoder(&SIZES[0]);
+        let text = text(30, 1);
+        for (lengths, parts, expected) in [
+            (vec![1; 6], 2, vec![3, 3]),
+            (vec![1, 1, 1, 1, 20, 20], 2, vec![5, 1]),
+            (vec![30, 1, 1], 2, vec![1, 2]),
+            (vec![30, 30], 3, vec![1, 1]),
+            (vec![1], 4, vec![1]),
+        ] {
+            let mut caches: Vec<Cache> = lengths.iter().map(|_| decoder.cache(40)).collect();
+            let turns = lengths.iter().zip(&mut caches);
+            let mut turns: Vec<_> = turns.map(|(&length, cache)| Turn { tokens: &text[..length], cache }).collect();
+            let mut logits = vec![Vec::new(); turns.len()];
+            let cut: Vec<usize> = shared(&mut turns, &mut logits, parts).iter().map(|(turns, _)| turns.len()).collect();
+            assert_eq!(cut, expected, "{lengths:?}");
         }
     }
 

@@ -1,7 +1,9 @@
 //! Queries to the run's newest model, as `OpenAI`'s clients make them, paid in HYD.
 
 mod ask;
+mod complete;
 mod log;
+mod ports;
 mod tell;
 mod till;
 
@@ -10,28 +12,31 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use warp::http::header;
-use warp::reply::{Reply, Response};
+use warp::reply::Response;
 
 use self::ask::{Kind, Query};
-use self::log::{AccessLog, Entry};
-use self::tell::{Choice, Head, Usage};
+use self::complete::complete;
+use self::log::AccessLog;
+pub(super) use self::ports::{LedgerHere, RunHere, newer_than};
+pub use self::ports::{LedgerTrouble, QueryLedger, RunPort};
 pub(super) use self::till::recover;
-use self::till::{Allowance, Bill, Payer, hold, with_store};
-use super::Site;
+use self::till::{Allowance, Payer, with_store};
+use super::Front;
 use super::request::{Asked, json, parse};
 use crate::http::api::Done;
-use crate::http::api::queries::{ApiKeys, KnownApiKey, MODEL, NewApiKey, Quote, RevokeApiKey};
+use crate::http::api::ledger::Contributor;
+use crate::http::api::queries::{ApiKeys, KnownApiKey, MODEL, NewApiKey, Newest, Quote, RevokeApiKey};
 use crate::http::api::watch::{PayerKind, Payment, Sample, Samples};
 use crate::http::error::{ApiError, QueryError};
+use crate::http::hub::Hub;
 use crate::http::openapi::Endpoint;
-use crate::inference::{Engine, Event, Model, NoPlace, Place};
+use crate::inference::{Engine, Event, Model};
 use crate::model::{Decoder, checkpoint};
-use crate::protocol::{Amount, Digest, Round, limits};
-use crate::runtime::{Stopwatch, entropy};
+use crate::protocol::{Amount, Digest, PublicKey, Round, RunId, limits};
+use crate::runtime::Clock;
 use crate::store::{ApiKey, Blobs, OpenQuery, QueryStore, QueryStoreError};
 
 /// How often to look for a newer model.
@@ -53,7 +58,17 @@ pub struct QueryParts {
     pub log: Option<File>,
 }
 
-/// All that queries need besides the run.
+/// The run that is served and the ledger that is paid, wherever they are.
+pub struct QueryPorts {
+    /// The run.
+    pub run: Arc<dyn RunPort>,
+    /// Its models.
+    pub blobs: Arc<dyn Blobs>,
+    /// The ledger.
+    pub ledger: Arc<dyn QueryLedger>,
+}
+
+/// All that answers queries.
 pub(super) struct QuerySite {
     engine: Engine,
     store: Arc<Mutex<QueryStore>>,
@@ -61,35 +76,94 @@ pub(super) struct QuerySite {
     free: Allowance,
     operator: Option<Digest>,
     log: Option<AccessLog>,
+    run: Arc<dyn RunPort>,
+    blobs: Arc<dyn Blobs>,
+    ledger: Arc<dyn QueryLedger>,
+    clock: Arc<dyn Clock>,
+    hub: Arc<Hub>,
+    /// What is known of the model that answers.
+    newest: Mutex<Option<Newest>>,
     /// What each model wrote when it came, oldest first.
     samples: Mutex<VecDeque<Sample>>,
 }
 
 impl QuerySite {
-    pub fn new(parts: QueryParts) -> Self {
+    pub fn new(parts: QueryParts, ports: QueryPorts, clock: Arc<dyn Clock>, hub: Arc<Hub>) -> Self {
         let QueryParts { engine, store, price, free_tokens, operator, log } = parts;
-        let (store, free, log) = (Arc::new(Mutex::new(store)), Allowance::new(free_tokens), log.map(AccessLog::new));
-        Self { engine, store, price, free, operator, log, samples: Mutex::default() }
+        let QueryPorts { run, blobs, ledger } = ports;
+        Self {
+            engine,
+            store: Arc::new(Mutex::new(store)),
+            price,
+            free: Allowance::new(free_tokens),
+            operator,
+            log: log.map(AccessLog::new),
+            run,
+            blobs,
+            ledger,
+            clock,
+            hub,
+            newest: Mutex::default(),
+            samples: Mutex::default(),
+        }
     }
 
     /// Queries that an earlier process has left.
     pub fn unsettled(&self) -> Result<Vec<OpenQuery>, QueryStoreError> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).open_queries()
     }
+
+    /// Whether there is a model to answer with.
+    pub fn is_ready(&self) -> bool {
+        self.engine.newest().is_some()
+    }
+
+    /// The run whose model answers, once there is one.
+    pub fn run(&self) -> Option<RunId> {
+        self.known(|newest| newest.run)
+    }
+
+    fn known<T>(&self, read: impl FnOnce(&Newest) -> T) -> Option<T> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(read)
+    }
+
+    /// Who trained the model that answers, and how much; nothing while there is none.
+    fn contributors(&self) -> Option<Vec<(PublicKey, u64)>> {
+        let work = |Contributor { wallet, tokens }: &Contributor| (*wallet, *tokens);
+        self.known(|newest| newest.contributors.iter().map(work).collect())
+    }
+
+    /// Has the engine's numbers known.
+    pub fn measure(&self) {
+        let metrics = &self.hub.queries;
+        let (running, waiting) = self.engine.load();
+        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.running.set(number(running));
+        metrics.waiting.set(number(waiting));
+        let reuse = self.engine.reuse();
+        metrics.prefix_bytes.set(number(reuse.bytes));
+        for (counter, number) in [(&metrics.prefix_asked, reuse.asked), (&metrics.prefix_found, reuse.found)] {
+            counter.inc_by(number.saturating_sub(counter.get()));
+        }
+    }
 }
 
-pub(super) async fn answer(site: &Arc<Site>, endpoint: Endpoint, asked: &mut Asked) -> Result<Response, ApiError> {
-    let queries = site.queries.as_ref().ok_or(ApiError::NotServing)?;
+pub(super) async fn answer(
+    front: &Front,
+    queries: &Arc<QuerySite>,
+    endpoint: Endpoint,
+    asked: &mut Asked,
+) -> Result<Response, ApiError> {
     match endpoint {
         Endpoint::Models => models(queries, None),
         Endpoint::Model => models(queries, Some(asked.part::<String>(2)?)),
-        Endpoint::Completions => complete(site, queries, asked, Kind::Completion).await,
-        Endpoint::Chat => complete(site, queries, asked, Kind::Chat).await,
-        Endpoint::Quote => quote(site, queries, asked).await,
-        Endpoint::NewApiKey => new_key(site, queries, asked).await,
-        Endpoint::ApiKeys => keys(site, queries, asked).await,
-        Endpoint::RevokeApiKey => revoke(site, queries, asked).await,
-        Endpoint::Balance => payment(site, queries, asked).await,
+        Endpoint::Completions => Ok(complete(front, queries, asked, Kind::Completion).await),
+        Endpoint::Chat => Ok(complete(front, queries, asked, Kind::Chat).await),
+        Endpoint::Quote => quote(front, queries, asked).await,
+        Endpoint::NewApiKey => new_key(front, queries, asked).await,
+        Endpoint::ApiKeys => keys(front, queries, asked).await,
+        Endpoint::RevokeApiKey => revoke(front, queries, asked).await,
+        Endpoint::Balance => payment(front, queries, asked).await,
         Endpoint::Samples => {
             let samples = queries.samples.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(json(&Samples { samples: samples.iter().cloned().collect() }))
@@ -98,47 +172,44 @@ pub(super) async fn answer(site: &Arc<Site>, endpoint: Endpoint, asked: &mut Ask
     }
 }
 
-/// Has the engine's numbers known.
-pub(super) fn measure(site: &Site) {
-    if let Some(queries) = &site.queries {
-        let (running, waiting) = queries.engine.load();
-        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        site.hub.queries.running.set(number(running));
-        site.hub.queries.waiting.set(number(waiting));
-        let reuse = queries.engine.reuse();
-        site.hub.queries.prefix_bytes.set(number(reuse.bytes));
-        for (counter, number) in
-            [(&site.hub.queries.prefix_asked, reuse.asked), (&site.hub.queries.prefix_found, reuse.found)]
-        {
-            counter.inc_by(number.saturating_sub(counter.get()));
-        }
-    }
-}
-
 /// Has each new base model answer queries, until the server stops.
-pub(super) async fn follow(site: Arc<Site>) {
-    let Some(queries) = &site.queries else { return };
+pub(super) async fn follow(queries: Arc<QuerySite>) {
+    if let Some(last) = queries.run.last() {
+        // What answered before, until something newer is there.
+        queries.serve(last).await;
+    }
     loop {
-        let newest = site.look(|state| {
-            let newest = state.lineage().last()?;
-            Some((state.round(), newest.digest, state.spec().model))
-        });
-        if let Ok(Some((round, digest, spec))) = newest.await
-            && queries.engine.newest().is_none_or(|model| model.digest != digest)
+        let known = queries.engine.newest().map(|model| model.digest);
+        if let Ok(Some(newest)) = queries.run.newer(known).await
+            && Some(newest.digest) != known
         {
-            let blobs = Arc::clone(&site.blobs);
-            let loaded = tokio::task::spawn_blocking(move || {
-                let params = checkpoint::decode(&blobs.get(&digest).ok()?, &spec).ok()?;
-                Decoder::new(&spec, params).ok()
-            });
+            let round = newest.round;
             // One that cannot be read is tried again, or a newer one.
-            if let Ok(Some(decoder)) = loaded.await {
-                queries.engine.swap(Model { digest, decoder });
-                sample(queries, round).await;
+            if queries.serve(newest).await {
+                sample(&queries, round).await;
                 continue;
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl QuerySite {
+    /// Has a model answer what is asked from now on: whether it can be read.
+    async fn serve(&self, newest: Newest) -> bool {
+        let (blobs, run) = (Arc::clone(&self.blobs), Arc::clone(&self.run));
+        let loaded = tokio::task::spawn_blocking(move || {
+            newest.model.validate().ok()?;
+            let params = checkpoint::decode(&blobs.get(&newest.digest).ok()?, &newest.model).ok()?;
+            let decoder = Decoder::new(&newest.model, params).ok()?;
+            run.answers(&newest);
+            Some((newest, decoder))
+        });
+        let Ok(Some((newest, decoder))) = loaded.await else { return false };
+        let digest = newest.digest;
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(newest);
+        self.engine.swap(Model { digest, decoder });
+        true
     }
 }
 
@@ -172,8 +243,8 @@ async fn sample(queries: &QuerySite, round: Round) {
 }
 
 /// Who would pay for a query that came like this.
-async fn payment(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
-    let (now, address) = (site.clock.now(), asked.address(site.config.behind_proxy));
+async fn payment(front: &Front, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
+    let (now, address) = (front.clock.now(), asked.address(front.config.behind_proxy));
     let mut payment = Payment { payer: PayerKind::Operator, wallet: None, limit: None, spent: None, free_tokens: None };
     match queries.payer(bearer(asked), address, now).await? {
         Payer::Operator => {}
@@ -208,6 +279,7 @@ fn models(queries: &QuerySite, name: Option<String>) -> Result<Response, ApiErro
         "owned_by": "hydra",
         "context_length": newest.decoder.context(),
         "digest": newest.digest,
+        "round": queries.known(|known| known.round),
         "price": queries.price,
     });
     match name {
@@ -217,8 +289,8 @@ fn models(queries: &QuerySite, name: Option<String>) -> Result<Response, ApiErro
     }
 }
 
-async fn quote(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
-    let body = asked.unsigned(site, limits::QUERY_BYTES_MAX).await?;
+async fn quote(front: &Front, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
+    let body = asked.unsigned(front, limits::QUERY_BYTES_MAX).await?;
     let model = queries.engine.newest().ok_or_else(no_model)?;
     let chat = serde_json::from_slice::<Value>(&body).is_ok_and(|body| body.get("messages").is_some());
     let query = Query::read(if chat { Kind::Chat } else { Kind::Completion }, &body, model.decoder.context())?;
@@ -227,8 +299,8 @@ async fn quote(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Re
     Ok(json(&Quote { prompt_tokens, completion_tokens, price: queries.price, most }))
 }
 
-async fn new_key(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
-    let (wallet, body) = asked.signed(site, limits::HTTP_BODY_BYTES_MAX).await?;
+async fn new_key(front: &Front, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
+    let (wallet, body) = asked.signed(front, limits::HTTP_BODY_BYTES_MAX).await?;
     let NewApiKey { digest, name, limit, expires } = parse(&body)?;
     if name.is_empty() || name.len() > limits::API_KEY_NAME_BYTES_MAX {
         let most = limits::API_KEY_NAME_BYTES_MAX;
@@ -239,8 +311,8 @@ async fn new_key(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<
     Ok(json(&Done { ok: true }))
 }
 
-async fn keys(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
-    let (wallet, _) = asked.signed(site, 0).await?;
+async fn keys(front: &Front, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
+    let (wallet, _) = asked.signed(front, 0).await?;
     let keys = with_store(queries, move |store| store.of(&wallet)).await.map_err(refused)?;
     let known = |key: ApiKey| {
         let ApiKey { name, limit, spent, expires, revoked, .. } = key;
@@ -249,8 +321,8 @@ async fn keys(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Res
     Ok(json(&ApiKeys { keys: keys.into_iter().map(known).collect() }))
 }
 
-async fn revoke(site: &Site, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
-    let (wallet, body) = asked.signed(site, limits::HTTP_BODY_BYTES_MAX).await?;
+async fn revoke(front: &Front, queries: &QuerySite, asked: &mut Asked) -> Result<Response, ApiError> {
+    let (wallet, body) = asked.signed(front, limits::HTTP_BODY_BYTES_MAX).await?;
     let RevokeApiKey { name } = parse(&body)?;
     with_store(queries, move |store| store.revoke(&wallet, &name)).await.map_err(refused)?;
     Ok(json(&Done { ok: true }))
@@ -263,242 +335,4 @@ fn refused(error: QueryStoreError) -> ApiError {
         }
         error => ApiError::ApiKey(error.to_string()),
     }
-}
-
-/// What whoever asked is told, piece by piece.
-enum Part {
-    /// A text goes on, or has ended.
-    Text(usize, Event),
-    /// All have ended, and this was paid.
-    Done(Usage),
-    /// Something has failed; nothing was paid.
-    Failed(ApiError),
-}
-
-async fn complete(
-    site: &Arc<Site>,
-    queries: &Arc<QuerySite>,
-    asked: &mut Asked,
-    kind: Kind,
-) -> Result<Response, ApiError> {
-    let mut random = [0; 16];
-    entropy(&mut random).map_err(|error| ApiError::Internal(error.to_string()))?;
-    let id = kind.id(&data_encoding::HEXLOWER.encode(&random));
-    let mut entry =
-        Entry { at: site.clock.now(), id: id.clone(), payer: None, path: kind.path(), watch: Stopwatch::start() };
-    let random = u64::from_le_bytes(random[..8].try_into().unwrap_or_default());
-    let Begun { head, choices, heard, stream } = match begin(site, queries, asked, kind, &mut entry, random).await {
-        Ok(begun) => begun,
-        Err(error) => {
-            if let Some(log) = &queries.log {
-                log.refused(&entry, &error);
-            }
-            return Err(error);
-        }
-    };
-    let mut response = if stream { streamed(head, choices, heard) } else { whole(&head, choices, heard).await? };
-    if let Ok(id) = header::HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", id);
-    }
-    Ok(response)
-}
-
-/// A query that is being answered.
-struct Begun {
-    head: Head,
-    choices: Vec<Choice>,
-    heard: mpsc::UnboundedReceiver<Part>,
-    stream: bool,
-}
-
-async fn begin(
-    site: &Arc<Site>,
-    queries: &Arc<QuerySite>,
-    asked: &mut Asked,
-    kind: Kind,
-    entry: &mut Entry,
-    random: u64,
-) -> Result<Begun, ApiError> {
-    let now = entry.at;
-    let address = asked.address(site.config.behind_proxy);
-    let payer = queries.payer(bearer(asked), address, now).await?;
-    entry.payer = Some(payer.to_string());
-    let body = asked.unsigned(site, limits::QUERY_BYTES_MAX).await?;
-    let context = queries.engine.newest().ok_or_else(no_model)?.decoder.context();
-    let query = Query::read(kind, &body, context)?;
-    // A place first: who is turned away has not troubled the ledger.
-    let place = queries.engine.reserve(query.prompts.len()).map_err(|error| match error {
-        NoPlace::Full(full) => QueryError::busy(full.to_string()).into(),
-        NoPlace::NoModel => no_model(),
-    })?;
-    let head = Head::new(&query, &entry.id, now, place.model().digest);
-    let choices: Vec<Choice> =
-        query.prompts.iter().map(|prompt| Choice::echoing(query.echo.then_some(&prompt[..]))).collect();
-    let stream = query.stream;
-    let (parts, heard) = mpsc::unbounded_channel();
-    // By itself: whether the client stays or not, what is held is settled.
-    let begun = tokio::spawn({
-        let (site, queries, entry) = (Arc::clone(site), Arc::clone(queries), entry.clone());
-        async move {
-            let bill = hold(&site, &queries, payer, query.prompt_tokens() + query.completion_tokens()).await?;
-            tokio::spawn(run(site, queries, query, random, place, bill, entry, parts));
-            Ok::<(), ApiError>(())
-        }
-    });
-    begun.await.map_err(|error| ApiError::Internal(error.to_string()))??;
-    Ok(Begun { head, choices, heard, stream })
-}
-
-/// Writes the texts of a query and pays for them.
-#[expect(clippy::too_many_arguments, reason = "all that there is of a query, once")]
-async fn run(
-    site: Arc<Site>,
-    queries: Arc<QuerySite>,
-    query: Query,
-    random: u64,
-    mut place: Place,
-    bill: Bill,
-    entry: Entry,
-    parts: mpsc::UnboundedSender<Part>,
-) {
-    let watch = Stopwatch::start();
-    let nothing = Usage { prompt_tokens: 0, completion_tokens: 0, cost: Amount::ZERO };
-    let tell = |how: &'static str, usage: &Usage| {
-        site.hub.queries.ended(how);
-        if let Some(log) = &queries.log {
-            log.ended(&entry, how, usage);
-        }
-    };
-    let metrics = &site.hub.queries;
-    let (events, mut heard) = mpsc::unbounded_channel();
-    let mut failed = None;
-    for (index, job) in query.jobs(random).into_iter().enumerate() {
-        let events = events.clone();
-        if let Err(error) = place.begin(job, Box::new(move |event| events.send((index, event)).is_ok())) {
-            failed = Some(error.to_string());
-        }
-    }
-    drop(events);
-    let (mut open, mut written, mut gone) = (query.prompts.len(), 0u64, false);
-    while open > 0 && failed.is_none() && !gone {
-        let event = tokio::select! {
-            biased;
-            () = parts.closed() => {
-                gone = true;
-                continue;
-            }
-            event = heard.recv() => event,
-        };
-        match event {
-            Some((index, event)) => {
-                match &event {
-                    Event::Token(_) => {
-                        if written == 0 {
-                            metrics.first_token.observe(watch.elapsed().as_secs_f64());
-                        }
-                        written += 1;
-                    }
-                    Event::Ended(_) => open -= 1,
-                    Event::Failed(error) => failed = Some(error.clone()),
-                }
-                // Whether they are gone is seen above.
-                let _ = parts.send(Part::Text(index, event));
-            }
-            None => failed = Some("the engine has stopped".to_owned()),
-        }
-    }
-    // What has not ended is not gone on with.
-    drop(place);
-    let prompt_tokens = query.prompt_tokens();
-    metrics.latency.observe(watch.elapsed().as_secs_f64());
-    let last = match failed {
-        Some(error) => {
-            bill.release(&site, &queries);
-            tell("error", &nothing);
-            Part::Failed(ApiError::Internal(error))
-        }
-        None if gone && written == 0 => {
-            bill.release(&site, &queries);
-            tell("abort", &nothing);
-            return;
-        }
-        None => {
-            metrics.prompt_tokens.inc_by(prompt_tokens);
-            metrics.generation_tokens.inc_by(written);
-            let cost = bill.pay(&site, &queries, prompt_tokens + written).await;
-            let usage = Usage { prompt_tokens, completion_tokens: written, cost };
-            tell(if gone { "abort" } else { "stop" }, &usage);
-            Part::Done(usage)
-        }
-    };
-    // Nobody hears it who is gone.
-    let _ = parts.send(last);
-}
-
-/// Takes a part of a text in.
-fn take_in(head: &Head, choices: &mut [Choice], index: usize, event: Event) {
-    let Some(choice) = choices.get_mut(index) else { return };
-    match event {
-        Event::Token(written) => choice.add(head.kind(), &written),
-        Event::Ended(finish) => choice.end(finish),
-        Event::Failed(_) => {}
-    }
-}
-
-async fn whole(
-    head: &Head,
-    mut choices: Vec<Choice>,
-    mut heard: mpsc::UnboundedReceiver<Part>,
-) -> Result<Response, ApiError> {
-    loop {
-        match heard.recv().await {
-            Some(Part::Text(index, event)) => take_in(head, &mut choices, index, event),
-            Some(Part::Done(usage)) => return Ok(json(&head.whole(&mut choices, &usage))),
-            Some(Part::Failed(error)) => return Err(error),
-            None => return Err(ApiError::Internal("the answer has no end".to_owned())),
-        }
-    }
-}
-
-/// What a stream still has to say.
-struct Told {
-    head: Head,
-    choices: Vec<Choice>,
-    heard: mpsc::UnboundedReceiver<Part>,
-    /// Said before more is heard.
-    next: Vec<String>,
-    over: bool,
-}
-
-fn streamed(head: Head, choices: Vec<Choice>, heard: mpsc::UnboundedReceiver<Part>) -> Response {
-    let told = Told { head, choices, heard, next: Vec::new(), over: false };
-    let events = stream::unfold(told, |mut told| async move {
-        loop {
-            if let Some(data) = told.next.pop() {
-                let event = warp::sse::Event::default().data(data);
-                return Some((Ok::<_, std::convert::Infallible>(event), told));
-            }
-            if told.over {
-                return None;
-            }
-            match told.heard.recv().await {
-                Some(Part::Text(index, event)) => {
-                    take_in(&told.head, &mut told.choices, index, event);
-                    let chunk = told.choices.get_mut(index).and_then(|choice| told.head.chunk(index, choice));
-                    told.next.extend(chunk.map(|chunk| chunk.to_string()));
-                }
-                Some(Part::Done(usage)) => {
-                    told.next = vec!["[DONE]".to_owned()];
-                    told.next.extend(told.head.last(&usage).map(|last| last.to_string()));
-                    told.over = true;
-                }
-                Some(Part::Failed(error)) => {
-                    told.next = vec![json!({ "error": error.object() }).to_string()];
-                    told.over = true;
-                }
-                None => return None,
-            }
-        }
-    });
-    warp::sse::reply(events).into_response()
 }

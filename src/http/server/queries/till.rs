@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::QuerySite;
+use super::ports::LedgerTrouble;
 use crate::http::error::{ApiError, QueryError};
-use crate::http::server::Site;
-use crate::ledger::{BookError, LedgerError, OrderError, Request, TransferId};
+use crate::ledger::{Request, TransferId};
 use crate::protocol::{Amount, Digest, PublicKey, Time, limits};
 use crate::runtime::entropy;
 use crate::store::{OpenQuery, QueryStore, QueryStoreError};
@@ -20,8 +20,9 @@ use crate::store::{OpenQuery, QueryStore, QueryStoreError};
 /// A day of the free allowance, in milliseconds.
 const DAY_MS: u64 = 24 * 3_600_000;
 
-/// How long to wait before a settlement is tried again.
+/// How long to wait before a settlement is tried again, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(15);
 
 /// Who pays for a query.
 #[derive(Debug, Clone, Copy)]
@@ -154,8 +155,8 @@ impl QuerySite {
 }
 
 /// Has the price of so many tokens held.
-pub async fn hold(site: &Arc<Site>, queries: &QuerySite, payer: Payer, tokens: u64) -> Result<Bill, ApiError> {
-    let now = site.clock.now();
+pub async fn hold(queries: &Arc<QuerySite>, payer: Payer, tokens: u64) -> Result<Bill, ApiError> {
+    let now = queries.clock.now();
     let mut bill = Bill { payer, allowed: 0, held: None };
     let (digest, wallet) = match payer {
         Payer::Operator => return Ok(bill),
@@ -169,7 +170,10 @@ pub async fn hold(site: &Arc<Site>, queries: &QuerySite, payer: Payer, tokens: u
     if most.is_zero() {
         return Ok(bill);
     }
-    let ledger = site.ledger.as_ref().map_err(|elsewhere| ApiError::LedgerElsewhere(elsewhere.clone()))?;
+    // Nothing is noted for nothing: what is noted is settled until that is done.
+    if let Some(problem) = queries.ledger.is_away() {
+        return Err(ApiError::LedgerAway(problem));
+    }
     let mut random = [0; 8];
     entropy(&mut random).map_err(|error| ApiError::Internal(error.to_string()))?;
     let id = TransferId::request(now, u64::from_le_bytes(random));
@@ -178,19 +182,19 @@ pub async fn hold(site: &Arc<Site>, queries: &QuerySite, payer: Payer, tokens: u
         QueryStoreError::Limit { .. } => QueryError::quota(error.to_string()).into(),
         error => internal(&error),
     })?;
-    let held = ledger.ask(Request::Hold { id, wallet, amount: most, expires: open.expires }).await;
+    let held = queries.ledger.ask(Request::Hold { id, wallet, amount: most, expires: open.expires }).await;
     bill.held = Some(open);
     match held {
-        Ok(_) => Ok(bill),
-        Err(error) => {
+        Ok(()) => Ok(bill),
+        Err(trouble) => {
             // Whatever has become of it, it is given back.
-            bill.release(site, queries);
-            Err(match error {
-                ApiError::Ledger(LedgerError::Order(OrderError::Book(BookError::Insufficient {
-                    available, ..
-                }))) => QueryError::quota(format!("this query may cost {most}, and the wallet can spend {available}"))
-                    .into(),
-                error => error,
+            bill.release(queries);
+            Err(match trouble {
+                LedgerTrouble::Insufficient(why) => {
+                    QueryError::quota(format!("this query may cost {most}, and {why}")).into()
+                }
+                LedgerTrouble::Away(problem) => ApiError::LedgerAway(problem),
+                trouble => QueryError::unpaid(trouble.to_string()).into(),
             })
         }
     }
@@ -198,17 +202,17 @@ pub async fn hold(site: &Arc<Site>, queries: &QuerySite, payer: Payer, tokens: u
 
 impl Bill {
     /// Nothing is owed.
-    pub fn release(self, site: &Arc<Site>, queries: &QuerySite) {
+    pub fn release(self, queries: &Arc<QuerySite>) {
         if let Payer::Free(address) = self.payer {
             queries.free.give_back(address, self.allowed);
         }
         let Some(open) = self.held else { return };
-        let site = Arc::clone(site);
-        tokio::spawn(async move { settle_until_done(&site, OpenQuery { cost: Some(Amount::ZERO), ..open }).await });
+        let queries = Arc::clone(queries);
+        tokio::spawn(async move { settle_until_done(&queries, OpenQuery { cost: Some(Amount::ZERO), ..open }).await });
     }
 
     /// Pays for so many tokens: what was paid.
-    pub async fn pay(self, site: &Arc<Site>, queries: &QuerySite, tokens: u64) -> Amount {
+    pub async fn pay(self, queries: &Arc<QuerySite>, tokens: u64) -> Amount {
         if let Payer::Free(address) = self.payer {
             queries.free.give_back(address, self.allowed.saturating_sub(tokens));
         }
@@ -217,11 +221,11 @@ impl Bill {
         let open = OpenQuery { cost: Some(cost), ..open };
         // Where the disk fails, the query is settled all the same; after a crash it would be given back.
         let _ = with_store(queries, move |store| store.price(open.id, cost)).await;
-        match settle(site, queries, open).await {
+        match settle(queries, open).await {
             Some(paid) => paid,
             None => {
-                let site = Arc::clone(site);
-                tokio::spawn(async move { settle_until_done(&site, open).await });
+                let queries = Arc::clone(queries);
+                tokio::spawn(async move { settle_until_done(&queries, open).await });
                 cost
             }
         }
@@ -229,49 +233,39 @@ impl Bill {
 }
 
 /// Settles what was under way when the process ended.
-pub async fn recover(site: Arc<Site>, unsettled: Vec<OpenQuery>) {
+pub async fn recover(queries: Arc<QuerySite>, unsettled: Vec<OpenQuery>) {
     for open in unsettled {
-        settle_until_done(&site, OpenQuery { cost: Some(open.cost.unwrap_or(Amount::ZERO)), ..open }).await;
+        settle_until_done(&queries, OpenQuery { cost: Some(open.cost.unwrap_or(Amount::ZERO)), ..open }).await;
     }
 }
 
-async fn settle_until_done(site: &Site, open: OpenQuery) {
-    let Some(queries) = &site.queries else { return };
-    while settle(site, queries, open).await.is_none() {
-        tokio::time::sleep(AGAIN).await;
+async fn settle_until_done(queries: &QuerySite, open: OpenQuery) {
+    let mut pause = AGAIN;
+    while settle(queries, open).await.is_none() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(AGAIN_MAX);
     }
 }
 
 /// What was paid, by the ledger's answer to a settlement; nothing where it cannot say, and is to be asked again.
-fn paid(settled: Result<(), ApiError>, cost: Amount) -> Option<Amount> {
+fn paid(settled: Result<(), LedgerTrouble>, cost: Amount) -> Option<Amount> {
     match settled {
-        // Settled before, when others had contributed.
-        Ok(()) | Err(ApiError::Ledger(LedgerError::Order(OrderError::IdReused { .. }))) => Some(cost),
-        Err(ApiError::Ledger(LedgerError::Store(_))) => None,
+        Ok(()) | Err(LedgerTrouble::Done) => Some(cost),
+        Err(LedgerTrouble::Away(_)) => None,
         // There is no hold, or none any more.
-        Err(ApiError::Ledger(_)) => Some(Amount::ZERO),
-        Err(_) => None,
+        Err(LedgerTrouble::Insufficient(_) | LedgerTrouble::Refused(_)) => Some(Amount::ZERO),
     }
 }
 
 /// Settles a query: what was paid, or nothing where the ledger cannot say.
-async fn settle(site: &Site, queries: &QuerySite, open: OpenQuery) -> Option<Amount> {
+async fn settle(queries: &QuerySite, open: OpenQuery) -> Option<Amount> {
     let OpenQuery { id, wallet, cost, .. } = open;
     let cost = cost.unwrap_or(Amount::ZERO);
-    let ledger = site.ledger.as_ref().ok()?;
-    let contributors = site.look(|state| {
-        let mut work: Vec<(PublicKey, u64)> =
-            state.workers().iter().map(|(key, worker)| (*key, worker.tokens)).collect();
-        work.retain(|(_, tokens)| *tokens > 0);
-        work.sort_by_key(|(key, tokens)| (std::cmp::Reverse(*tokens), *key));
-        work.truncate(limits::CONTRIBUTORS_MAX);
-        work
-    });
-    let contributors = contributors.await.ok()?;
-    let settled = ledger.ask(Request::Settle { query: id, wallet, cost, contributors }).await;
-    let paid = paid(settled.map(drop), cost)?;
+    let contributors = if cost.is_zero() { Vec::new() } else { queries.contributors()? };
+    let settled = queries.ledger.ask(Request::Settle { query: id, wallet, cost, contributors }).await;
+    let paid = paid(settled, cost)?;
     with_store(queries, move |store| store.close(id, paid)).await.ok()?;
-    site.hub.queries.paid_micro.inc_by(u64::try_from(paid.micro()).unwrap_or(0));
+    queries.hub.queries.paid_micro.inc_by(u64::try_from(paid.micro()).unwrap_or(0));
     Some(paid)
 }
 
@@ -359,8 +353,9 @@ mod tests {
             }
         }
 
-        fn ask(&mut self, request: &Request) -> Result<(), ApiError> {
-            ask(&mut self.ledger, &mut self.journal, request).map(drop).map_err(ApiError::Ledger)
+        fn ask(&mut self, request: &Request) -> Result<(), LedgerTrouble> {
+            let answer = ask(&mut self.ledger, &mut self.journal, request);
+            answer.map(drop).map_err(|error| ApiError::Ledger(error).into())
         }
 
         fn come(&mut self, most: i64) {
