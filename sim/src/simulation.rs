@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::System;
 use hydra::compute::ComputeError;
 use hydra::data::DataError;
-use hydra::ledger::{EconomyError, Ledger, StoreError};
+use hydra::ledger::{EconomyError, Ledger, MemoryJournal, StoreError};
 use hydra::protocol::Time;
 use hydra::training::{CorpusError, Engine};
 use rand::rngs::ChaCha8Rng;
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::Scenario;
 use crate::faults::{Faults, Strike};
 use crate::outcome::{Outcome, Played, outcome};
+use crate::queries::Till;
 use crate::world::{Telling, World, seconds};
 
 /// When virtual time begins: 2026-01-01T00:00:00Z.
@@ -186,8 +187,14 @@ impl<'a> Simulation<'a> {
                 Err(_) => world.say(if until.is_some() { "told to end" } else { "patience ran out" }),
             }
             let state = world.state().await?;
-            let ledger = Ledger::open(world.journal.config(), &mut world.journal.open()?)?;
-            ledger.book().assert_invariants();
+            let ledger = match world.journal.check() {
+                Ok(ledger) => ledger,
+                Err(broken) => {
+                    world.laws.tell(broken);
+                    // Of one that is no ledger any more, nothing can be said.
+                    Ledger::open(world.journal.config(), &mut MemoryJournal::default())?
+                }
+            };
             world.hold_last_laws(&state, &ledger, finished);
             let played = Played {
                 state,
@@ -197,7 +204,7 @@ impl<'a> Simulation<'a> {
                 caught: telling.caught,
                 rounds: telling.rounds,
                 spent: world.laws.spent(),
-                queries: world.till.as_ref().map(|till| till.counts()),
+                queries: world.till.as_ref().map(Till::counts),
                 struck: world.struck.take(),
                 broken: world.laws.broken(),
                 cut_short: !finished && until.is_some(),

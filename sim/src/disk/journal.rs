@@ -69,13 +69,14 @@ impl Journal {
     }
 
     /// Opens the whole journal anew, as after a crash: every entry replayed, the accounts compared, the book's laws held.
-    fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<Ledger, String> {
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let ledger = Ledger::open(self.config(), &mut self.open()?);
-            ledger.map(|ledger| ledger.book().assert_invariants())
+            let ledger = Ledger::open(self.config(), &mut self.open()?)?;
+            ledger.book().assert_invariants();
+            Ok::<_, StoreError>(ledger)
         }));
         match opened {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(ledger)) => Ok(ledger),
             Ok(Err(error)) => Err(format!("the ledger does not open again: {error}")),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned();
@@ -132,11 +133,14 @@ impl JournalStore for OpenJournal {
     }
 }
 
+/// Whoever is told of what is written.
+type Listener = Box<dyn Fn(Written) + Send>;
+
 /// Writes at once, and says so when a disk that is slow would be done.
 pub(crate) struct SlowWriter {
     journal: OpenJournal,
     key: Keypair,
-    listener: Rc<RefCell<Box<dyn Fn(Written) + Send>>>,
+    listener: Rc<RefCell<Listener>>,
     /// Until when it is busy.
     busy: Time,
 }

@@ -81,10 +81,9 @@ impl JournalLaws {
                     *self.unvested.entry(worker).or_default() += 1;
                 }
                 (Kind::Post { pending }, Purpose::Vest) => sums.vested.extend(self.resolve(pending)),
+                // A stake on its way out is taken back like that too, and was not emitted.
                 (Kind::Void { pending }, Purpose::Forfeit { .. }) => {
-                    if self.resolve(pending).is_some() {
-                        self.emitted -= amount;
-                    }
+                    self.emitted -= self.resolve(pending).map_or(0, |_| amount);
                 }
                 (Kind::Pending { .. }, Purpose::Query) => {
                     self.holds.insert(transfer.id, (transfer.debit, transfer.amount));

@@ -92,7 +92,7 @@ impl Laws {
 
 impl Watched {
     fn tell(&mut self, broken: String) {
-        if self.broken.len() < TOLD {
+        if self.broken.len() < TOLD && !self.broken.contains(&broken) {
             self.broken.push(broken);
         }
     }

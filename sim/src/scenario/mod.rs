@@ -481,7 +481,7 @@ impl Scenario {
             outer: OuterOptimizer { rate: 1.0, momentum: 0.0 },
             validation_windows: 64,
             emission: Emission {
-                initial: Amount::from_hyd(self.economy.hyd_per_round.into()),
+                initial: Amount::from_hyd(self.economy.hyd_per_round),
                 halving_rounds: self.economy.halving_rounds,
                 ..Emission::default()
             },
