@@ -51,11 +51,11 @@ const LONG: u32 = 60;
 /// Audits of honest work that nobody may fail.
 const HONEST_AUDITS: u64 = 10_000;
 
-fn scenario(workers: &str, rounds: u32, objective: &str) -> Result<Scenario, Box<dyn Error>> {
+fn scenario(workers: &str, rounds: u32, learning: &str) -> Result<Scenario, Box<dyn Error>> {
     let text = format!(
         "about = 'ten honest and two others'\n\
-         job = {{ rounds = {rounds}, inner_steps = {STEPS}, batch = 4, learning_rate = 0.01, tasks_per_round = 12, \
-         objective = '{objective}', \
+         job = {{ rounds = {rounds}, inner_steps = {STEPS}, batch = 4, tasks_per_round = 12, \
+         {learning}, \
          model = {{ layers = 1, width = 32, heads = 2, hidden = 64, context = 32 }} }}\n\
          workers = [{workers}]\n\
          verifiers = [{{ count = 3, tokens_per_second = 8000 }}]\n\
@@ -68,10 +68,17 @@ fn scenario(workers: &str, rounds: u32, objective: &str) -> Result<Scenario, Box
     Ok(Scenario::read(&path)?)
 }
 
+/// What is learned.
+const LEARNING: &str = "learning_rate = 0.01";
+
+/// Something that costs little and is never learned to the end: there, honest updates are noise, and the cheap layers reject
+/// some.
+const ENDLESS: &str = "objective = 'surrogate', learning_rate = 0.00001";
+
 const HONEST: &str = "{ count = 10, tokens_per_second = 1000 }";
 
 fn play(workers: &str, rounds: u32, seeds: u64) -> Result<Vec<Outcome>, Box<dyn Error>> {
-    let scenario = scenario(workers, rounds, "transformer")?;
+    let scenario = scenario(workers, rounds, LEARNING)?;
     (1..=seeds).map(|seed| Ok(run(&scenario, seed, 2)?)).collect()
 }
 
@@ -83,6 +90,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
     let seeds = arguments.next().map_or(Ok(5), |seeds| seeds.parse::<u64>())?;
     let wanted: Vec<String> = arguments.collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    if CHEATS.iter().any(|(name, ..)| is_wanted(name)) {
+        rows(seeds, is_wanted)?;
+    }
+    if wanted.is_empty() {
+        honest_audits()?;
+    }
+    if is_wanted("steady state") {
+        steady_state(seeds)?;
+    }
+    if is_wanted("targeted poison") {
+        poison(seeds)?;
+    }
+    Ok(())
+}
+
+/// The table of cheats.
+fn rows(seeds: u64, is_wanted: impl Fn(&str) -> bool) -> Result<(), Box<dyn Error>> {
     let alone = |rounds| -> Result<Vec<f64>, Box<dyn Error>> {
         Ok(play(HONEST, rounds, seeds)?.iter().map(last_loss).collect())
     };
@@ -92,22 +117,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{:38} {:11} {:>11} {:>9} {:>11} {:>22} {:>8} {:>6}",
         "", "found by", "after tasks", "accepted", "kept, HYD", "net, task pays (range)", "damage", "harmed"
     );
-    for (name, behaviour, computes) in CHEATS {
-        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
-            continue;
-        }
+    for (name, behaviour, computes) in CHEATS.into_iter().filter(|(name, ..)| is_wanted(name)) {
         let (rounds, clean) = if behaviour.contains("turncoat") { (LONG, &long) } else { (ROUNDS, &short) };
         let workers = format!("{HONEST}, {{ count = 2, tokens_per_second = 1000, behaviour = {behaviour} }}");
         row(name, computes, &play(&workers, rounds, seeds)?, clean);
-    }
-    if wanted.is_empty() {
-        honest_audits()?;
-    }
-    if wanted.is_empty() || wanted.iter().any(|part| "steady state".contains(part.as_str())) {
-        steady_state(seeds)?;
-    }
-    if wanted.is_empty() || wanted.iter().any(|part| "targeted poison".contains(part.as_str())) {
-        poison(seeds)?;
     }
     Ok(())
 }
@@ -197,11 +210,11 @@ fn poisoned(
 const NEW: u32 = 216;
 
 /// What verification costs beside training: replays of honest work, tests of verifiers included, at first and once everybody
-/// has a name. What is learned does not matter, so the objective is one that costs little.
+/// has a name.
 fn steady_state(seeds: u64) -> Result<(), Box<dyn Error>> {
     let workers = "{ count = 12, tokens_per_second = 1000 }";
     let until = |rounds| -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
-        let scenario = scenario(workers, rounds, "surrogate")?;
+        let scenario = scenario(workers, rounds, ENDLESS)?;
         let played = (1..=seeds).map(|seed| run(&scenario, seed, 2)).collect::<Result<Vec<_>, _>>()?;
         let replays = |outcome: &Outcome| outcome.verifiers.iter().map(|verifier| verifier.replays).sum::<u64>() as f64;
         let tasks = |outcome: &Outcome| outcome.workers.iter().map(|worker| worker.accepted).sum::<u64>() as f64;
@@ -223,7 +236,7 @@ fn steady_state(seeds: u64) -> Result<(), Box<dyn Error>> {
 /// Honest work on two kinds of devices, computed again on one of them.
 fn honest_audits() -> Result<(), Box<dyn Error>> {
     let workers = "{ count = 6, tokens_per_second = 1000 }, { count = 6, tokens_per_second = 1000, device = 'plain' }";
-    let scenario = scenario(workers, 10, "transformer")?;
+    let scenario = scenario(workers, 10, LEARNING)?;
     let (mut audited, mut harmed) = (0, 0);
     for seed in 1.. {
         let outcome = run(&scenario, seed, 2)?;

@@ -67,6 +67,7 @@ impl Task {
     }
 
     /// The pieces that its inner steps are cut into, equally long to within a step: after each, the state is committed to.
+    #[must_use]
     pub fn segments(&self) -> impl ExactSizeIterator<Item = std::ops::Range<u32>> + use<> {
         let steps = self.inner_steps;
         let count = steps.min(limits::SEGMENTS_MAX);

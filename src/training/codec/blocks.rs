@@ -69,6 +69,7 @@ pub(super) fn decode_block(block: &[u8], levels: i32, per_byte: usize, out: &mut
 }
 
 /// A ternary block of so many numbers, not more than [`CODEC_BLOCK`](limits::CODEC_BLOCK).
+#[inline]
 pub(super) fn ternary_block(block: &[u8], numbers: usize) -> Result<Signs, CodecError> {
     let Some((bits, codes)) = block.split_first_chunk::<2>() else { return Err(CodecError::Code) };
     let quantum = scale(*bits)?;
@@ -106,6 +107,7 @@ fn unit(rng: &mut impl Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32
 }
 
+#[inline]
 pub(super) fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
@@ -131,6 +133,7 @@ pub(super) fn round_to_bf16(value: f32, rng: &mut impl Rng) -> u16 {
 }
 
 /// A block's scale. A negative one would be a second way to write the block.
+#[inline]
 fn scale(bytes: [u8; 2]) -> Result<f32, CodecError> {
     match u16::from_le_bytes(bytes) {
         bits if !from_bf16(bits).is_finite() => Err(CodecError::NotFinite),

@@ -220,6 +220,7 @@ impl Codec {
             return Ok(false);
         };
         out.clear();
+        out.reserve(length.div_ceil(limits::CODEC_BLOCK));
         for (block, start) in bytes.chunks(whole).zip((0..length).step_by(limits::CODEC_BLOCK)) {
             out.push(ternary_block(block, limits::CODEC_BLOCK.min(length - start))?);
         }
