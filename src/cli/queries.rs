@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use clap::Args;
+use clap::{Arg, Args, Command};
 
 use super::Failure;
 use crate::http::QueryParts;
@@ -14,6 +14,7 @@ const OPERATOR_KEY_BYTES_MIN: usize = 16;
 
 /// Whether queries are answered, and how.
 #[derive(Debug, Args)]
+#[command(mut_args(only_with_serve))]
 pub(super) struct QueryArgs {
     /// Answer queries to the newest model over HTTP (the chapter on inference says how)
     #[arg(long)]
@@ -26,23 +27,29 @@ pub(super) struct QueryArgs {
 #[derive(Debug, Args)]
 pub(super) struct AnswerArgs {
     /// What a token costs, of a prompt or of an answer, in µHYD
-    #[arg(long, requires = "serve", value_name = "MICRO", default_value_t = 10, value_parser = clap::value_parser!(u32))]
+    #[arg(long, value_name = "MICRO", default_value_t = 10, value_parser = clap::value_parser!(u32))]
     price: u32,
     /// Tokens a day that each address may use without an API key
-    #[arg(long, requires = "serve", value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     free_tokens: u64,
     /// A file with the operator's API key in its first line: queries with it cost nothing
-    #[arg(long, requires = "serve", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     operator_key_file: Option<PathBuf>,
     /// Threads that answer queries [default: as many as there are cores]
-    #[arg(long, requires = "serve", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     serve_threads: Option<u16>,
     /// Add a line of JSON for each query to this file: when, who paid, tokens, price, but nothing that was said
-    #[arg(long, requires = "serve", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     access_log: Option<PathBuf>,
     /// Memory for prompts that begin alike, in MiB; 0 keeps none
-    #[arg(long, requires = "serve", value_name = "MIB", default_value_t = (limits::PREFIX_BYTES >> 20) as u32)]
+    #[arg(long, value_name = "MIB", default_value_t = (limits::PREFIX_BYTES >> 20) as u32)]
     prefix_cache: u32,
+}
+
+/// Has what says how queries are answered refused where none are.
+fn only_with_serve(arg: Arg) -> Arg {
+    let of_answers = AnswerArgs::augment_args(Command::new("")).get_arguments().any(|one| one.get_id() == arg.get_id());
+    if of_answers { arg.requires("serve") } else { arg }
 }
 
 impl QueryArgs {
