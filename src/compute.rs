@@ -5,7 +5,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::checkpoint::{self, CheckpointError};
-use crate::protocol::{DeviceKind, Digest, Layer, ModelSpec, Outcome, Parting, Reason, RunSpec, Task, Verdict};
+use crate::protocol::{
+    DeviceKind, Digest, Lateness, Layer, ModelSpec, Outcome, Parting, Reason, RunSpec, Task, Verdict, limits,
+};
 use crate::store::{BlobError, Blobs};
 use crate::training::{
     CodecError, Corpus, CorpusError, Engine, EngineError, Layout, Manifest, Params, TaskError, Trained, Update,
@@ -144,7 +146,9 @@ impl Compute {
             let task = &candidate.task;
             let (base, corpus) = (self.model(&task.base, &task.model)?, self.corpus(&task.dataset)?);
             let payload = self.blobs.get(&candidate.payload)?;
-            verdict.outcome = if helps(&*self.engine, task, &base, &corpus, &payload)? {
+            let on_time = candidate.lateness == Lateness::NONE;
+            let rise = if on_time { limits::HELD_OUT_RISE_MAX } else { limits::HELD_OUT_RISE_LATE_MAX };
+            verdict.outcome = if helps(&*self.engine, task, &base, &corpus, &payload, rise)? {
                 Outcome::Accepted { layer: Layer::HeldOut, tokens: candidate.tokens(), norm: candidate.norm }
             } else {
                 Outcome::Rejected { layer: Layer::HeldOut, reason: Reason::NoProgress }

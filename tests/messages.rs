@@ -25,7 +25,6 @@ const MISTAKES: &[&str] = &[
     "coordinator --tls-cert a.pem",
     "coordinator --price 5",
     "coordinator --task-target 5m",
-    "coordinator --serve --ledger http://127.0.0.1:1",
     "worker",
     "worker --coordinator ftp://organiser",
     "worker --coordinator http://127.0.0.1:1 --schedule 25:00-07:00",

@@ -196,9 +196,6 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     if args.show_keys {
         return show_keys(args);
     }
-    if args.ledger.is_some() && args.queries.is_on() {
-        return Err(Failure::Usage(anyhow!("--serve needs the ledger in this process: leave out --ledger")));
-    }
     let options = &args.options;
     // Each worker has a connection or two.
     raise_open_files();
