@@ -212,7 +212,8 @@ fn lent_jobs_and_other_bodies() {
         recent_norms: vec![1.0, 2.0],
         places: Seed::from_number(1),
     };
-    let admission = AdmissionJob { task: task(), worker: key().public(), submission: submission() };
+    let admission =
+        AdmissionJob { task: task(), worker: key().public(), submission: submission(), base_loss: Some(3.0) };
     let (worker, payload, trail) = (key().public(), Digest::of(b"payload"), submission().trail());
     let replay = ReplayJob { task: task(), worker, payload, trail, not: vec![key().public()] };
     let jobs =

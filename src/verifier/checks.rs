@@ -1,5 +1,6 @@
 //! The checks themselves: the first two layers of verification.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ pub struct AdmissionJob {
     pub worker: PublicKey,
     /// What they handed in.
     pub submission: Submission,
+    /// The loss of the base model, nats a token, if it has been measured by now.
+    pub base_loss: Option<f64>,
 }
 
 /// Admitted submissions, to be compared with each other.
@@ -119,7 +122,7 @@ impl Candidate {
 /// Checks one submission by itself. `payload` is what is in the blob store for it.
 #[must_use]
 pub fn admit(job: &AdmissionJob, payload: Option<&[u8]>) -> Verdict {
-    let outcome = match admission(&job.task, &job.submission, payload) {
+    let outcome = match admission(&job.task, &job.submission, job.base_loss, payload) {
         Ok(norm) => Outcome::Accepted { layer: Layer::Admission, tokens: job.task.tokens(), norm },
         Err(reason) => Outcome::Rejected { layer: Layer::Admission, reason },
     };
@@ -128,7 +131,12 @@ pub fn admit(job: &AdmissionJob, payload: Option<&[u8]>) -> Verdict {
 }
 
 /// Form: everything that can be said about a submission without looking at another. Gives the update's L2 norm.
-fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Result<f32, Reason> {
+fn admission(
+    task: &Task,
+    submission: &Submission,
+    base_loss: Option<f64>,
+    payload: Option<&[u8]>,
+) -> Result<f32, Reason> {
     let commitment = &submission.commitment;
     if Submission::trace_digest(&submission.losses) != commitment.trace {
         return Err(Reason::TraceMismatch);
@@ -139,9 +147,10 @@ fn admission(task: &Task, submission: &Submission, payload: Option<&[u8]>) -> Re
     if commitment.tokens != task.tokens() {
         return Err(Reason::Tokens { claimed: commitment.tokens, expected: task.tokens() });
     }
-    // A model cannot be worse than this for long without being broken: twice the loss of a uniform guess.
-    let worst = 2.0 * (VOCABULARY as f32).ln();
-    let possible = |loss: &f32| (0.0..=worst).contains(loss);
+    // Training does not make a model twice as bad as a uniform guess, or as it was where it was worse than that: a model that
+    // somebody has broken must be left by training it.
+    let worst = 2.0 * base_loss.unwrap_or_default().max(f64::from(VOCABULARY).ln());
+    let possible = |loss: &f32| loss.is_finite() && (0.0..=worst).contains(&f64::from(*loss));
     if submission.losses.len() != task.inner_steps as usize || !submission.losses.iter().all(possible) {
         return Err(Reason::TraceImpossible);
     }
@@ -168,15 +177,11 @@ pub struct Compared {
 /// job's candidates.
 pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Compared> {
     let median_norm = reference_norm(job);
-    let recent_norm = {
-        let mut recent = job.recent_norms.clone();
-        recent.sort_by(f32::total_cmp);
-        recent.get(recent.len() / 2).copied()
-    };
+    let recent_norm = median(job.recent_norms.iter().copied().map(f64::from).collect());
     // What comes late was made when updates may have been longer: it is compared with those of then too.
-    let nearer = |candidate: &Candidate| {
-        let norm = relative_norm(&candidate.task, candidate.norm);
-        let distance = |median: &f32| (norm / median).ln().abs();
+    let nearer_norm = |candidate: &Candidate| {
+        let norm = f64::from(relative_norm(&candidate.task, candidate.norm));
+        let distance = |median: &f64| (norm / median).ln().abs();
         let medians = [Some(median_norm?), recent_norm];
         medians.into_iter().flatten().min_by(|a, b| distance(a).total_cmp(&distance(b)))
     };
@@ -192,15 +197,17 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
         let of_base =
             |(other, cosine): (&&Candidate, &Option<f64>)| cosine.filter(|_| other.task.base == candidate.task.base);
         let agreement = cosines.as_ref().and_then(|cosines| {
-            let comparable: Vec<_> = all.iter().zip(cosines).map(of_base).collect();
-            agreement(&comparable, place)
+            let others = all.iter().zip(cosines).enumerate().filter(|(other, _)| *other != place);
+            let others = others.filter_map(|(_, (other, cosine))| Some((other.worker, of_base((other, cosine))?)));
+            agreement(candidate.worker, others.collect())
         });
         let reason = match &cosines {
             None => Some(Reason::PayloadMissing),
             Some(cosines) => {
                 let earlier = all.iter().zip(cosines).zip(&rejected).take(place);
                 let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|((other, cosine), _)| (*other, *cosine));
-                let median_norm = if candidate.lateness == Lateness::NONE { median_norm } else { nearer(candidate) };
+                let median_norm =
+                    if candidate.lateness == Lateness::NONE { median_norm } else { nearer_norm(candidate) };
                 norm_outlier(candidate, median_norm).or_else(|| copy(candidate, earlier)).or_else(|| {
                     let against = agreement.filter(|agreement| *agreement < limits::DIRECTION_COSINE_MIN);
                     against.map(|cosine| Reason::Against { cosine: cosine as f32 })
@@ -216,7 +223,8 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
         let (task, worker, payload) = (candidate.task.id(), candidate.worker, candidate.payload);
         verdicts.push(Verdict { task, worker, payload, work: 0, by: None, outcome });
     }
-    let usual = median(agreements.iter().flatten().copied().collect());
+    let usual = job.candidates.iter().zip(&agreements).filter_map(|(one, agreement)| Some((one.worker, (*agreement)?)));
+    let usual = median(one_vote_each(usual.collect(), limits::DIRECTION_OTHERS_MIN));
     let is_suspect = |agreement: Option<f64>| {
         agreement.zip(usual).is_some_and(|(agreement, usual)| agreement < limits::SUSPECT_AGREEMENT * usual)
     };
@@ -231,8 +239,8 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
     verdicts.into_iter().zip(agreements).zip(&job.candidates).map(compared).collect()
 }
 
-fn norm_outlier(candidate: &Candidate, median: Option<f32>) -> Option<Reason> {
-    let ratio = relative_norm(&candidate.task, candidate.norm) / median?;
+fn norm_outlier(candidate: &Candidate, median: Option<f64>) -> Option<Reason> {
+    let ratio = relative_norm(&candidate.task, candidate.norm) / median? as f32;
     let usual = 1.0 / limits::NORM_RATIO_MAX..=limits::NORM_RATIO_MAX;
     (!usual.contains(&ratio)).then_some(Reason::NormOutlier { ratio })
 }
@@ -248,10 +256,28 @@ fn copy<'a>(candidate: &Candidate, mut earlier: impl Iterator<Item = (&'a Candid
 
 /// The median of the cosines with the others, and not the mean, so that a minority that agrees with itself cannot make
 /// the rest look odd. Nothing where they are too few to tell.
-fn agreement(cosines: &[Option<f64>], place: usize) -> Option<f64> {
-    let others = cosines.iter().enumerate().filter(|(other, _)| *other != place);
-    let others: Vec<f64> = others.filter_map(|(_, cosine)| *cosine).collect();
-    if others.len() < limits::DIRECTION_OTHERS_MIN { None } else { median(others) }
+fn agreement(worker: PublicKey, others: Vec<(PublicKey, f64)>) -> Option<f64> {
+    let (own, mut others): (Vec<_>, Vec<_>) = others.into_iter().partition(|(other, _)| *other == worker);
+    let workers: BTreeSet<PublicKey> = others.iter().map(|(other, _)| *other).collect();
+    // Whoever did much of the round agrees with itself.
+    if workers.len() < limits::DIRECTION_OTHERS_MIN {
+        others.extend(own);
+    }
+    let votes = one_vote_each(others, limits::DIRECTION_OTHERS_MIN);
+    if votes.len() < limits::DIRECTION_OTHERS_MIN { None } else { median(votes) }
+}
+
+/// The median of what each worker brought, where there are at least so many of them: whoever did most of a round's tasks
+/// is one worker still, and must not become the measure of the others. Otherwise everything.
+fn one_vote_each(values: Vec<(PublicKey, f64)>, workers_min: usize) -> Vec<f64> {
+    let mut of_worker: BTreeMap<PublicKey, Vec<f64>> = BTreeMap::new();
+    for (worker, value) in &values {
+        of_worker.entry(*worker).or_default().push(*value);
+    }
+    if of_worker.len() < workers_min {
+        return values.into_iter().map(|(_, value)| value).collect();
+    }
+    of_worker.into_values().filter_map(median).collect()
 }
 
 /// The upper one of two in the middle.
@@ -269,20 +295,17 @@ pub fn relative_norm(task: &Task, norm: f32) -> f32 {
 }
 
 /// The median relative norm of the round; of recent rounds too where the round alone is too few to tell.
-fn reference_norm(job: &StatisticsJob) -> Option<f32> {
-    let of_round = job.candidates.iter().chain(&job.accepted).map(|one| relative_norm(&one.task, one.norm));
-    let mut norms: Vec<f32> = of_round.collect();
+fn reference_norm(job: &StatisticsJob) -> Option<f64> {
+    let of_round = job.candidates.iter().chain(&job.accepted);
+    let of_round = of_round.map(|one| (one.worker, relative_norm(&one.task, one.norm).into()));
+    let mut norms = one_vote_each(of_round.collect(), limits::NORM_REFERENCE_MIN);
     if norms.len() < limits::NORM_REFERENCE_MIN {
-        norms.extend(&job.recent_norms);
+        norms.extend(job.recent_norms.iter().copied().map(f64::from));
     }
     if norms.len() < limits::NORM_REFERENCE_MIN {
         return None;
     }
-    norms.sort_by(f32::total_cmp);
-    let middle = norms.len() / 2;
-    let median =
-        if norms.len().is_multiple_of(2) { f32::midpoint(norms[middle - 1], norms[middle]) } else { norms[middle] };
-    (median > 0.0).then_some(median)
+    median(norms).filter(|median| *median > 0.0)
 }
 
 /// The numbers of an update at places drawn for its round: the same places for all tasks of the round.
@@ -303,8 +326,6 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -342,7 +363,7 @@ mod tests {
         let (task, mut submission, payload) = submission(0, 1, 0.1);
         let mut payload = Some(payload);
         change(&mut submission, &mut payload);
-        admission(&task, &submission, payload.as_deref())
+        admission(&task, &submission, None, payload.as_deref())
     }
 
     #[test]
@@ -380,16 +401,27 @@ mod tests {
 
     /// The same, with the last of them so late.
     fn weigh(submissions: &[(Task, Submission, Vec<u8>)], recent_norms: Vec<f32>, late: Lateness) -> Vec<Compared> {
+        weigh_of(submissions, &vec![1; submissions.len()], recent_norms, late)
+    }
+
+    /// The same, each the work of the worker with this number.
+    fn weigh_of(
+        submissions: &[(Task, Submission, Vec<u8>)],
+        workers: &[u8],
+        recent_norms: Vec<f32>,
+        late: Lateness,
+    ) -> Vec<Compared> {
         let blobs: BTreeMap<Digest, Vec<u8>> =
             submissions.iter().map(|(_, submission, bytes)| (submission.commitment.payload, bytes.clone())).collect();
         let mut candidates: Vec<Candidate> = submissions
             .iter()
-            .map(|(task, submission, bytes)| Candidate {
+            .zip(workers)
+            .map(|((task, submission, bytes), worker)| Candidate {
                 task: task.clone(),
                 lateness: Lateness::NONE,
-                worker: Keypair::from_secret(&[1; 32]).public(),
+                worker: Keypair::from_secret(&[*worker; 32]).public(),
                 payload: submission.commitment.payload,
-                norm: admission(task, submission, Some(bytes)).unwrap(),
+                norm: admission(task, submission, None, Some(bytes)).unwrap(),
             })
             .collect();
         if let Some(last) = candidates.last_mut() {
@@ -433,7 +465,7 @@ mod tests {
                 (task, submission, payload)
             }).collect();
             let norms = all.iter().map(|(task, submission, bytes)| {
-                relative_norm(task, admission(task, submission, Some(bytes)).unwrap())
+                relative_norm(task, admission(task, submission, None, Some(bytes)).unwrap())
             }).collect();
             for recent in [vec![], norms] {
                 for outcome in judge(&all, recent) {
@@ -472,6 +504,20 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_is_broken_can_be_trained_on() {
+        let (task, good, payload) = submission(0, 1, 0.1);
+        let with = |losses: [f32; 4], base_loss| {
+            let submission =
+                Submission::new(task.id(), good.commitment.payload, losses.to_vec(), testing::trail(4), task.tokens());
+            admission(&task, &submission, base_loss, Some(&payload)).err()
+        };
+        let losses = [48.6, 52.0, 40.0, 30.0];
+        assert_eq!(with(losses, Some(4.8)), Some(Reason::TraceImpossible));
+        assert_eq!(with(losses, Some(48.6)), None);
+        assert_eq!(with([f32::INFINITY; 4], Some(f64::INFINITY)), Some(Reason::TraceImpossible));
+    }
+
+    #[test]
     fn honest_updates_pass_and_an_oversized_or_tiny_one_does_not() {
         let mut all: Vec<_> = (0..5).map(|i| submission(i, i.into(), 0.1)).collect();
         assert!(judge(&all, vec![]).iter().all(accepted));
@@ -486,9 +532,22 @@ mod tests {
     }
 
     #[test]
+    fn whoever_does_most_of_a_round_is_one_voice_in_it() {
+        // Five of eight tasks are one worker's, ten times as long or turned round.
+        for scale in [-1.0, -0.1] {
+            let all: Vec<_> = (0..8).map(|i| agreeing(i, if i < 5 { scale } else { 0.1 })).collect();
+            let workers: Vec<u8> = (0..8).map(|i: u8| i.saturating_sub(4)).collect();
+            let compared = weigh_of(&all, &workers, vec![], Lateness::NONE);
+            for (index, one) in compared.iter().enumerate() {
+                assert_eq!(accepted(&one.verdict.outcome), index >= 5, "{scale}, {index}: {one:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_lone_update_is_compared_with_recent_rounds() {
         let (task, one, bytes) = submission(0, 1, 1.0);
-        let norm = relative_norm(&task, admission(&task, &one, Some(&bytes)).unwrap());
+        let norm = relative_norm(&task, admission(&task, &one, None, Some(&bytes)).unwrap());
         let alone = [(task, one, bytes)];
         assert!(accepted(&judge(&alone, vec![])[0]), "nothing to compare with");
         assert!(accepted(&judge(&alone, vec![norm; 4])[0]));

@@ -143,11 +143,13 @@ pub(crate) struct SlowWriter {
     listener: Rc<RefCell<Listener>>,
     /// Until when it is busy.
     busy: Time,
+    /// The epoch that something failed in: what builds on that is dropped.
+    failed: Option<u64>,
 }
 
 impl SlowWriter {
     pub fn new(journal: OpenJournal, key: Keypair) -> Self {
-        Self { journal, key, listener: Rc::new(RefCell::new(Box::new(|_| ()))), busy: Time(0) }
+        Self { journal, key, listener: Rc::new(RefCell::new(Box::new(|_| ()))), busy: Time(0), failed: None }
     }
 }
 
@@ -171,6 +173,9 @@ impl JournalWriter for SlowWriter {
     }
 
     fn submit(&mut self, Job { epoch, ticket, batch }: Job) {
+        if self.failed == Some(epoch) {
+            return;
+        }
         let result = match batch {
             Some(mut batch) => {
                 batch.seal(&self.key);
@@ -178,6 +183,9 @@ impl JournalWriter for SlowWriter {
             }
             None => self.journal.probe(),
         };
+        if result.is_err() {
+            self.failed = Some(epoch);
+        }
         let (written, now) = (Written { epoch, ticket, result }, virtual_now());
         self.busy = self.busy.max(now) + self.journal.journal.health.slow.get();
         let wait: Duration = self.busy.since(now);

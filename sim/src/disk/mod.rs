@@ -12,8 +12,10 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hydra::protocol::WorkerRequest;
+use hydra::protocol::{Commitment, Submission, Time, WorkerRequest};
 use hydra::worker::{Finished, ResultStore};
+
+use crate::simulation::virtual_now;
 
 pub(crate) use journal::{Journal, SlowWriter};
 pub(crate) use records::Records;
@@ -73,30 +75,43 @@ impl Drop for Folder {
 
 /// A worker's result, until it is acknowledged. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct KeptResult(pub Rc<RefCell<Option<Finished>>>);
+pub(crate) struct KeptResult(Rc<RefCell<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    result: Option<Finished>,
+    /// What was let go last, and when: what was said just before is on its way until then.
+    let_go: Option<(Time, Commitment)>,
+}
 
 impl KeptResult {
+    /// What a process that starts finds.
+    pub fn found(&self) -> Option<Finished> {
+        self.0.borrow().result.clone()
+    }
+
     /// Whether what it says now is on its disk: nobody binds itself to what a crash may take away.
     pub fn covers(&self, request: &WorkerRequest) -> bool {
+        let (WorkerRequest::Commit(said) | WorkerRequest::Submit(Submission { commitment: said, .. })) = request else {
+            return true;
+        };
         let kept = self.0.borrow();
-        let kept = kept.as_ref().map(|finished| &finished.submission);
-        match request {
-            WorkerRequest::Commit(commitment) => kept.is_some_and(|kept| kept.commitment == *commitment),
-            // Losses may be no numbers, which equal nothing.
-            WorkerRequest::Submit(submission) => kept.is_some_and(|kept| kept.commitment == submission.commitment),
-            _ => true,
-        }
+        let is_kept = kept.result.as_ref().is_some_and(|finished| finished.submission.commitment == *said);
+        is_kept || kept.let_go == Some((virtual_now(), *said))
     }
 }
 
 impl ResultStore for KeptResult {
     fn keep(&mut self, finished: &Finished) -> Result<(), String> {
-        self.0.replace(Some(finished.clone()));
+        self.0.borrow_mut().result = Some(finished.clone());
         Ok(())
     }
 
     fn let_go(&mut self) -> Result<(), String> {
-        self.0.replace(None);
+        let kept = &mut *self.0.borrow_mut();
+        if let Some(finished) = kept.result.take() {
+            kept.let_go = Some((virtual_now(), finished.submission.commitment));
+        }
         Ok(())
     }
 }

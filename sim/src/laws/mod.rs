@@ -41,6 +41,7 @@ impl Laws {
     /// These are on the coordinator's disk.
     pub fn recorded(&self, records: &[Record], now: Time) {
         let watched = &mut *self.watched();
+        watched.records.begin_write();
         for record in records {
             if let Err(broken) = watched.records.read(record, now) {
                 watched.tell(broken);

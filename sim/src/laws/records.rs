@@ -44,6 +44,8 @@ pub(super) struct RecordLaws {
     /// Accepted results of rounds that are closed.
     results: BTreeMap<CaseId, PublicKey>,
     lent: BTreeSet<(PublicKey, TaskId)>,
+    /// What the last write lent: a request that was answered before may be answered after it.
+    just_lent: BTreeSet<(PublicKey, TaskId)>,
     committed: BTreeSet<(PublicKey, TaskId)>,
     handed_in: BTreeSet<(PublicKey, TaskId)>,
     verdicts: BTreeSet<Digest>,
@@ -70,6 +72,7 @@ impl RecordLaws {
             slots: Vec::new(),
             results: BTreeMap::new(),
             lent: BTreeSet::new(),
+            just_lent: BTreeSet::new(),
             committed: BTreeSet::new(),
             handed_in: BTreeSet::new(),
             verdicts: BTreeSet::new(),
@@ -79,6 +82,11 @@ impl RecordLaws {
     /// The verdicts that are on record.
     pub fn verdicts(&self) -> &BTreeSet<Digest> {
         &self.verdicts
+    }
+
+    /// The records that follow were written together.
+    pub fn begin_write(&mut self) {
+        self.just_lent.clear();
     }
 
     pub fn read(&mut self, record: &Record, now: Time) -> Held {
@@ -213,7 +221,9 @@ impl RecordLaws {
 
     /// A task is with one worker at a time.
     fn lends(&mut self, index: u32, worker: PublicKey, deadline: Time, now: Time) -> Held {
-        self.lent.extend(self.tasks.get(index as usize).map(|task| (worker, *task)));
+        let lent = self.tasks.get(index as usize).map(|task| (worker, *task));
+        self.lent.extend(lent);
+        self.just_lent.extend(lent);
         let slot = self.slot(index)?;
         let others = slot.leases.iter().filter(|(other, _)| **other != worker).any(|(_, until)| *until > now);
         let renewed = slot.leases.insert(worker, deadline).is_some();
@@ -271,7 +281,8 @@ impl RecordLaws {
             (_, WorkerReply::Refused { task: Some(task), reason: RefusalReason::NotYourTask }) => {
                 let slot = self.places.get(task).and_then(|index| self.slots.get(*index));
                 let lent = slot.is_some_and(|slot| slot.leases.contains_key(worker));
-                demand(!lent || self.closed, || {
+                let before = !self.just_lent.contains(&(*worker, *task));
+                demand(!(lent && before) || self.closed, || {
                     format!("worker {} was told that a task is not its own, which it was lent", worker.short())
                 })
             }

@@ -179,7 +179,7 @@ impl World {
                 results: Box::new(node.kept.clone()),
                 watch: self.watch.clone(),
             };
-            let left = node.kept.0.borrow().clone();
+            let left = node.kept.found();
             Worker::new(Labour::new(&jitter), node.key.clone(), ports).with_left(left)
         });
     }

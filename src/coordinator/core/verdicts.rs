@@ -10,7 +10,9 @@ impl<R> Rounds<R> {
     pub(super) fn judge_admission(&mut self, index: u32) {
         let Some(slot) = self.state.slots.get(index) else { return };
         if let Stage::Submitted { worker, submission } = &slot.stage {
-            let job = AdmissionJob { task: slot.task.clone(), worker: *worker, submission: submission.clone() };
+            let (task, worker, submission) = (slot.task.clone(), *worker, submission.clone());
+            let base_loss = self.state.lineage.get(task.round.0 as usize).and_then(|base| base.loss);
+            let job = AdmissionJob { task, worker, submission, base_loss };
             self.effects.push(Effect::Judge(Job::Admission(Box::new(job))));
         }
     }
