@@ -147,6 +147,8 @@ fn pages_cover_everything_once(url: &str, key: &str) {
         ("heads", "heads", "after", 40),
         ("accounts", "accounts", "after", 6),
         (&history, "entries", "before", 37),
+        // Two workers' last 32 rewards, and a stake on its way out.
+        ("holds", "entries", "after", 65),
     ] {
         let get = |query: &str| {
             let path = format!("/hydra/v1/ledger/{what}?{query}");

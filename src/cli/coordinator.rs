@@ -15,7 +15,7 @@ use super::page::{self, PageArgs};
 use super::progress::Progress;
 use super::queries::QueryArgs;
 use super::remote::RemoteLedger;
-use super::run::{self, Ended, OnStop, OpenRun, RunOptions};
+use super::run::{self, Ended, NewRun, OnStop, OpenRun, RunOptions};
 use crate::coordinator::Inspect;
 use crate::http::api::ledger::Books;
 use crate::http::{
@@ -23,7 +23,7 @@ use crate::http::{
     RemoteQueryLedger, Server, ServerConfig, ServerParts,
 };
 use crate::ledger::{Ask, LedgerConfig};
-use crate::protocol::{Auditors, PublicKey, Seed, ShortTasks, limits};
+use crate::protocol::{Auditors, PublicKey, Seed, ShortTasks, Timing, limits};
 use crate::runtime::{Clock, Executor, Note, Stopwatch, SystemClock, Threads, Watch, entropy, raise_open_files};
 use crate::store::{Archive, Blobs, LedgerStore, StateDir};
 use crate::swarm::Judge;
@@ -53,6 +53,13 @@ pub(super) struct CoordinatorArgs {
     /// Computers that need longer than this for a whole task are lent short ones
     #[arg(long, value_name = "TIME", default_value = "1m", requires = "short_tasks", value_parser = humantime::parse_duration)]
     task_target: Duration,
+    /// How long a worker keeps a task of which nothing is heard [default: 3m, or the run's]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    lease_time: Option<Duration>,
+    /// When a round closes as soon as more than half of its tasks are done; what comes later counts for less [default: 30m,
+    /// or the run's]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    round_time: Option<Duration>,
     /// Who may take part
     #[arg(long, value_enum, default_value = "open")]
     admission: AdmissionName,
@@ -192,6 +199,34 @@ fn show_keys(args: &CoordinatorArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The run that is there, or a new one. Refuses flags that ask for something else than is there.
+fn open(args: &CoordinatorArgs) -> Result<OpenRun, Failure> {
+    let usual = Timing::default();
+    let new = NewRun {
+        tasks: args.tasks.unwrap_or(4),
+        short: args.short_tasks.map(|tasks| ShortTasks { tasks, target: args.task_target }),
+        timing: Timing {
+            lease: args.lease_time.unwrap_or(usual.lease),
+            round: args.round_time.unwrap_or(usual.round),
+            ..usual
+        },
+        auditors: args.audits.unwrap_or(AuditsName::Verifiers).into(),
+    };
+    let run = args.options.open(&new, 0)?;
+    let there = run.state.spec();
+    let by = there.audits.map(|audits| audits.by);
+    let differing = [
+        ("--audits", args.audits.is_some() && new.auditors != by, "other audits"),
+        ("--short-tasks or --task-target", new.short.is_some() && new.short != there.short, "tasks of other sizes"),
+        ("--lease-time", args.lease_time.is_some_and(|time| time != there.timing.lease), "leases of another length"),
+        ("--round-time", args.round_time.is_some_and(|time| time != there.timing.round), "rounds of another length"),
+    ];
+    match differing.into_iter().find(|(_, differs, _)| *differs) {
+        Some((flag, _, is)) => Err(run::conflict(flag, is)),
+        None => Ok(run),
+    }
+}
+
 pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     if args.show_keys {
         return show_keys(args);
@@ -201,15 +236,7 @@ pub(super) fn run(args: &CoordinatorArgs) -> Result<(), Failure> {
     raise_open_files();
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}; choose another --listen", args.listen))?;
-    let short = args.short_tasks.map(|tasks| ShortTasks { tasks, target: args.task_target });
-    let run = options.open(args.tasks.unwrap_or(4), short, 0, args.audits.unwrap_or(AuditsName::Verifiers).into())?;
-    let there = run.state.spec().audits.map(|audits| audits.by);
-    if args.audits.is_some_and(|wanted| Option::<Auditors>::from(wanted) != there) {
-        return Err(run::conflict("--audits", "other audits"));
-    }
-    if short.is_some() && run.state.spec().short != short {
-        return Err(run::conflict("--short-tasks or --task-target", "tasks of other sizes"));
-    }
+    let run = open(args)?;
     let (blobs, spec) = (Arc::clone(&run.blobs), run.state.spec().clone());
     let manifest = Manifest::decode(&blobs.get(&spec.dataset)?)?;
     let mut dataset: BTreeSet<_> = manifest.shards().collect();

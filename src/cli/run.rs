@@ -141,6 +141,18 @@ pub(super) struct OpenRun {
     pub end: Option<Round>,
 }
 
+/// What a new run is, besides what its options say.
+#[derive(Debug)]
+pub(super) struct NewRun {
+    /// Tasks in a round.
+    pub tasks: u32,
+    /// Those of them that are shorter.
+    pub short: Option<ShortTasks>,
+    pub timing: Timing,
+    /// Who computes part of the work again, if anybody does.
+    pub auditors: Option<Auditors>,
+}
+
 /// Where a run stood when this command began with it.
 pub(super) struct Began {
     folder: StateDir,
@@ -197,22 +209,15 @@ impl OpenRun {
 }
 
 impl RunOptions {
-    /// Opens the run in the state directory, or makes a new one with `tasks` tasks a round, of which some are `short`.
-    /// Refuses one of which so many `workers` in this process have no room. In a new run work is audited by `auditors`, or
-    /// not at all.
-    pub fn open(
-        &self,
-        tasks: u32,
-        short: Option<ShortTasks>,
-        workers: u32,
-        auditors: Option<Auditors>,
-    ) -> Result<OpenRun, Failure> {
+    /// Opens the run in the state directory, or makes a new one like this. Refuses one of which so many `workers` in this
+    /// process have no room.
+    pub fn open(&self, new: &NewRun, workers: u32) -> Result<OpenRun, Failure> {
         let device = device(&self.device)?;
         let engine = BurnEngine::new(device);
         let place = state_dir(self.state_dir.as_deref())?;
         let init = self.init.as_deref().map(|name| model::find(Some(name), &place)).transpose()?;
-        let mut draft = self.spec(tasks, Digest::of(&[]), init.as_ref().map(|init| init.model));
-        draft.short = short;
+        let mut draft = self.spec(new.tasks, Digest::of(&[]), init.as_ref().map(|init| init.model));
+        (draft.short, draft.timing) = (new.short, new.timing);
         draft.validate().map_err(|error| Failure::Usage(error.into()))?;
         let given = if self.data.is_empty() { None } else { Some(data::read(&self.data)?) };
 
@@ -255,7 +260,7 @@ impl RunOptions {
             }
             None => {
                 check_memory(&draft, device, workers)?;
-                if let Some(by) = auditors {
+                if let Some(by) = new.auditors {
                     let anchor = SecretChain::whole(&folder.make_audit_seed()?).anchor();
                     draft.audits = Some(Audits { policy: AuditPolicy::default(), by, anchor });
                 }

@@ -11,13 +11,13 @@ use super::Failure;
 use super::page::{self, PageArgs};
 use super::progress::Progress;
 use super::queries::QueryArgs;
-use super::run::{self, OnStop, OpenRun, RunOptions};
+use super::run::{self, NewRun, OnStop, OpenRun, RunOptions};
 use crate::coordinator::Inspect;
 use crate::http::{
     Admission, AdmissionRule, Hub, LedgerAt, LedgerParts, QueryParts, Server, ServerConfig, ServerParts,
 };
 use crate::ledger::{Economy, LedgerConfig};
-use crate::protocol::{Auditors, Keypair, PublicKey, limits};
+use crate::protocol::{Auditors, Keypair, PublicKey, Timing, limits};
 use crate::runtime::{Executor, SystemClock, Threads};
 use crate::store::{Archive, FolderBlobs, History, LedgerStore, StateDir};
 use crate::swarm::{Member, Running};
@@ -50,7 +50,8 @@ pub(super) struct UpArgs {
 pub(super) fn run(args: &UpArgs) -> Result<(), Failure> {
     let options = &args.options;
     let wanted = args.workers.unwrap_or_else(default_workers);
-    let run = options.open(wanted, None, wanted, args.audits.then_some(Auditors::Verifiers))?;
+    let auditors = args.audits.then_some(Auditors::Verifiers);
+    let run = options.open(&NewRun { tasks: wanted, short: None, timing: Timing::default(), auditors }, wanted)?;
     if args.audits && run.state.spec().audits.is_none() {
         return Err(run::conflict("--audits", "no audits"));
     }

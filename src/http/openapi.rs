@@ -106,6 +106,7 @@ pub(super) enum Endpoint {
     Head,
     Heads,
     Growth,
+    Holds,
     Hold,
     Settle,
     PayRound,
@@ -237,6 +238,10 @@ pub const ROUTES: &[Route] = &[
     Route {
         query: &[number("since", "Transfers that it had then: one of the sizes that it signed", true)],
         ..get(ledger::GROWTH, Caller::Anybody, "The proof that the ledger goes on from what it was", Endpoint::Growth)
+    },
+    Route {
+        query: BY_NAME,
+        ..get(ledger::HOLDS, Caller::Anybody, "Pending transfers that nothing has resolved", Endpoint::Holds)
     },
     post(ledger::HOLDS, Caller::QueryServer, "Hold the most that a query may cost", Endpoint::Hold),
     post(ledger::SETTLEMENTS, Caller::QueryServer, "Settle a query, or give its hold back", Endpoint::Settle),

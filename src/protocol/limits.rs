@@ -151,6 +151,9 @@ pub const LOCAL_WORKERS_MAX: u32 = 256;
 /// Messages that wait in an actor's mailbox before senders are told to come back later.
 pub const MAILBOX: usize = 1024;
 
+/// The longest lease, round and time to appeal that a run may have, seconds: thirty days.
+pub const TIMING_SECONDS_MAX: u64 = 30 * 24 * 60 * 60;
+
 /// A submission's update may be this many times smaller or larger than the median. Honest updates of one round lie
 /// within 10 % of each other; scaling an update by two does little harm under averaging.
 pub const NORM_RATIO_MAX: f32 = 2.0;

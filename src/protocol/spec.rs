@@ -357,6 +357,7 @@ impl RunSpec {
         if let Some(short) = self.short {
             within("the number of short tasks", short.tasks, 1, self.tasks_per_round)?;
         }
+        self.timing.validate()?;
         self.aggregation.validate()?;
         positive("the learning rate", self.schedule.peak, 1.0)?;
         positive("the outer learning rate", self.outer.rate, 10.0)?;
@@ -380,6 +381,14 @@ impl RunSpec {
             audits.validate()?;
         }
         within("the number of rounds between halvings", self.emission.halving_rounds, 1, u32::MAX)
+    }
+}
+
+impl Timing {
+    fn validate(self) -> Result<(), SpecError> {
+        within("the time of a lease, in seconds,", self.lease.as_secs(), 1, limits::TIMING_SECONDS_MAX)?;
+        within("the time of a round, in seconds,", self.round.as_secs(), 1, limits::TIMING_SECONDS_MAX)?;
+        within("the time to appeal, in seconds,", self.appeal.as_secs(), 1, limits::TIMING_SECONDS_MAX)
     }
 }
 

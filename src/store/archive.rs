@@ -95,6 +95,14 @@ impl Archive {
         self.look(|at, _| at.store.find(id))
     }
 
+    /// Those of these transfers that were done.
+    pub fn transfers(&self, ids: &[TransferId]) -> Result<Vec<Entry>, StoreError> {
+        self.look(|at, _| {
+            let places = ids.iter().map(|id| at.store.find(*id)).collect::<Result<Vec<_>, _>>()?;
+            places.into_iter().flatten().map(|sequence| at.entry(sequence)).collect()
+        })
+    }
+
     /// The `most` last entries before number `before` that concern one of these accounts, newest first.
     pub fn history(&self, accounts: &[Account], before: u64, most: usize) -> Result<Vec<Entry>, StoreError> {
         self.look(|at, _| {

@@ -25,7 +25,7 @@ pub mod path {
     pub const HEADS: &str = "/hydra/v1/ledger/heads";
     /// That the journal goes on from what it was.
     pub const GROWTH: &str = "/hydra/v1/ledger/growth";
-    /// Holds what a query may cost.
+    /// What is held; asked to, holds what a query may cost.
     pub const HOLDS: &str = "/hydra/v1/ledger/holds";
     /// Settles a query.
     pub const SETTLEMENTS: &str = "/hydra/v1/ledger/settlements";
@@ -141,6 +141,15 @@ pub struct Entries {
     pub entries: Vec<Entry>,
     /// What to name as `after` or `before` for the next page; nothing on the last.
     pub next: Option<u64>,
+}
+
+/// Answers a `GET` of [`path::HOLDS`]: pending transfers that nothing has resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// Oldest first.
+    pub entries: Vec<Entry>,
+    /// What to name as `after` for the next page; nothing on the last.
+    pub next: Option<TransferId>,
 }
 
 /// Answers a `GET` of [`path::OFFERS`].

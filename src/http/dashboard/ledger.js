@@ -7,10 +7,10 @@ const PAGE = 25;
 /** Where the last head that this browser has checked is kept. */
 const SEEN = "hydra-ledger-head";
 
-let [transfers, accounts, offers, heads] = [null, null, null, null];
-let [transfersPager, accountsPager] = [null, null];
+let [transfers, accounts, held, heads] = [null, null, null, null];
+let [transfersPager, accountsPager, heldPager] = [null, null, null];
 /** What is shown: of whom, before which transfer, after which account; and the ledger's key. */
-const at = { key: null, before: null, trail: [], after: [null], ledger: null, size: 0 };
+const at = { key: null, before: null, trail: [], after: [null], afterHold: [null], ledger: null, size: 0 };
 
 const linked = (name) => {
   const key = name.split(":")[1];
@@ -86,13 +86,20 @@ async function fetchStanding() {
 }
 
 async function fetchHeld(books) {
-  const page = await get(`hydra/v1/ledger/offers?most=${PAGE}`);
-  const now = Date.now();
-  offers.fill(
-    page.offers.map((offer) => [digest(offer.maker, `#ledger/${offer.maker}`), hyd(offer.amount, true), offer.accepted_by ? "accepted" : "open", duration(offer.expires - now)]),
-    "No open offers.",
-  );
-  say("held-note", `${hyd(books.debits_pending)} HYD are held in all: pay that has not vested, queries under way, stakes on their way out, and open offers, which are listed here.`);
+  const after = at.afterHold.at(-1);
+  const page = await get(`hydra/v1/ledger/holds?most=${PAGE}${after ? `&after=${after}` : ""}`);
+  const row = ({ sequence, at: since, transfer }) => {
+    const { expires } = transfer.kind.pending;
+    const ends = expires === null ? "" : duration(Math.max(0, expires - Date.now()));
+    return [
+      { text: number(sequence), href: `#ledger/proof/${sequence}`, title: `${transfer.id}: check its proof` }, date(since), purpose(transfer)[1],
+      linked(transfer.debit), linked(transfer.credit), hyd(transfer.amount, true), ends,
+    ];
+  };
+  held.fill(page.entries.map(row), "Nothing is held.");
+  at.nextHold = page.next;
+  heldPager.show("", at.afterHold.length > 1, at.nextHold !== null);
+  say("held-note", `${hyd(books.debits_pending)} HYD are held in all: pay that has not vested, queries under way, stakes on their way out, and open offers.`);
 }
 
 async function fetchHeads() {
@@ -170,8 +177,9 @@ export function start(state) {
   accounts = new Table(byId("accounts-table"), "Accounts", [
     { name: "Account", kind: "text" }, { name: "Balance, HYD" }, { name: "Held, going" }, { name: "Held, coming" }, { name: "Ever taken" }, { name: "Ever put in" },
   ]);
-  offers = new Table(byId("offers-table"), "Open offers", [
-    { name: "Maker", kind: "text mono" }, { name: "HYD" }, { name: "State", kind: "text" }, { name: "Ends in" },
+  held = new Table(byId("held-table"), "What is held", [
+    { name: "Number" }, { name: "Since", kind: "text" }, { name: "What for", kind: "text" }, { name: "Of", kind: "text" }, { name: "For", kind: "text" },
+    { name: "HYD" }, { name: "Ends in" },
   ]);
   heads = new Table(byId("heads-table"), "Signed heads, newest first", [
     { name: "Transfers" }, { name: "When", kind: "text" }, { name: "Root", kind: "text mono" }, { name: "Chain", kind: "text mono" }, { name: "Signature", kind: "text" },
@@ -189,6 +197,9 @@ export function start(state) {
   const further = () => (at.after.push(at.nextAccount), fetchAccounts());
   const back = () => (at.after.pop(), fetchAccounts());
   accountsPager = new Pager(byId("accounts-table"), "Previous", "Next", back, further);
+  const onward = () => (at.afterHold.push(at.nextHold), fetchHeld(at.books));
+  const backward = () => (at.afterHold.pop(), fetchHeld(at.books));
+  heldPager = new Pager(byId("held-table"), "Previous", "Next", backward, onward);
   byId("proof-form").addEventListener("submit", (event) => {
     event.preventDefault();
     fetchProof(`hydra/v1/ledger/transfers/${encodeURIComponent(byId("proof-name").value.trim())}/proof`);
@@ -222,7 +233,7 @@ export async function refresh(state) {
   byId("ledger-elsewhere").hidden = elsewhere === null;
   if (elsewhere) say("ledger-elsewhere", `The ledger of this run is another process: ${elsewhere}. It answers the same calls, but shows no page.`);
   if (!books) return;
-  Object.assign(at, { ledger: books.key, size: books.transfers });
+  Object.assign(at, { ledger: books.key, size: books.transfers, books });
   const tile = (name, value, more) => h("div", {}, h("dt", {}, name), h("dd", {}, value), h("dd", { className: "sub" }, more));
   byId("ledger-sums").replaceChildren(
     tile("Supply, HYD", about(books.supply), "emitted and not burned"),

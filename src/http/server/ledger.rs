@@ -12,8 +12,8 @@ use warp::reply::Response;
 use super::request::{Asked, json, parse};
 use super::{Front, LedgerParts};
 use crate::http::api::ledger::{
-    AccountSides, Accounts, Books, Contributor, Entries, Forfeit, Heads, Hold, NewestHead, Offers, OpenOffer, Orders,
-    Outcome, Outcomes, Pay, PayRound, Recorded, RoundPaid, Settle, Sides, Standing,
+    AccountSides, Accounts, Books, Contributor, Entries, Forfeit, Heads, Hold, Holds, NewestHead, Offers, OpenOffer,
+    Orders, Outcome, Outcomes, Pay, PayRound, Recorded, RoundPaid, Settle, Sides, Standing,
 };
 use crate::http::error::ApiError;
 use crate::http::hub::Hub;
@@ -56,6 +56,7 @@ pub(super) async fn answer(
         Endpoint::Head => ledger.head().await,
         Endpoint::Heads => ledger.heads(asked).await,
         Endpoint::Growth => ledger.growth(asked).await,
+        Endpoint::Holds => ledger.holds(asked).await,
         Endpoint::Hold => ledger.hold(front, asked).await,
         Endpoint::Settle => ledger.settle(front, asked).await,
         Endpoint::PayRound => ledger.pay_round(front, asked).await,
@@ -254,6 +255,15 @@ impl LedgerSite {
         let Answer::Offers(offers) = answer else { return Err(unexpected(&answer)) };
         let next = next(&offers, most, |(id, _)| *id);
         Ok(json(&Offers { offers: offers.into_iter().map(OpenOffer::from).collect(), next }))
+    }
+
+    async fn holds(&self, asked: &mut Asked) -> Result<Response, ApiError> {
+        let (after, most) = (asked.parameter("after")?.unwrap_or(TransferId::new(0)), most(asked)?);
+        let answer = self.ask(Request::Holds { after, most }).await?;
+        let Answer::Holds(holds) = answer else { return Err(unexpected(&answer)) };
+        let next = next(&holds, most, |id| *id);
+        let entries = self.look(move |archive| archive.transfers(&holds)).await?;
+        Ok(json(&Holds { entries, next }))
     }
 
     async fn order(&self, front: &Front, asked: &mut Asked) -> Result<Response, ApiError> {

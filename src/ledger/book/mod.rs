@@ -5,6 +5,7 @@ mod error;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -354,6 +355,11 @@ impl Book {
     #[must_use]
     pub fn holds(&self) -> usize {
         self.holds.len()
+    }
+
+    /// The unresolved pending transfers after `id`, in order.
+    pub fn holds_after(&self, id: TransferId) -> impl Iterator<Item = TransferId> {
+        self.holds.range((Bound::Excluded(id), Bound::Unbounded)).map(|(id, _)| *id)
     }
 
     /// The sides of `account`.

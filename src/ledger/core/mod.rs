@@ -163,6 +163,7 @@ impl Ledger {
                 let later = self.index.offers.range((Bound::Excluded(*after), Bound::Unbounded));
                 Answer::Offers(later.take(*most).map(|(id, offer)| (*id, *offer)).collect())
             }
+            Request::Holds { after, most } => Answer::Holds(self.book.holds_after(*after).take(*most).collect()),
         };
         Ok(self.unchanged(answer))
     }

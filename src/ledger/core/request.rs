@@ -62,6 +62,13 @@ pub enum Request {
         /// No more than so many.
         most: usize,
     },
+    /// "What is held?"
+    Holds {
+        /// Holds with ids above this one.
+        after: TransferId,
+        /// No more than so many.
+        most: usize,
+    },
 }
 
 /// What a ledger answers.
@@ -104,6 +111,8 @@ pub enum Answer {
     Wallet(Standing),
     /// Open offers, in the order of their ids.
     Offers(Vec<(TransferId, Offer)>),
+    /// Pending transfers that nothing has resolved, in order.
+    Holds(Vec<TransferId>),
     /// No, and nothing has changed.
     Refused {
         /// The round that it was about, if any.
@@ -258,7 +267,7 @@ impl Request {
     /// Whether it can change nothing.
     #[must_use]
     pub fn only_reads(&self) -> bool {
-        matches!(self, Self::Totals | Self::Accounts | Self::Wallet(_) | Self::Offers { .. })
+        matches!(self, Self::Totals | Self::Accounts | Self::Wallet(_) | Self::Offers { .. } | Self::Holds { .. })
     }
 }
 
