@@ -219,7 +219,7 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
 #[test]
 fn a_computer_that_sleeps_with_a_task_is_not_waited_for_and_its_result_counts_for_less() {
     let mut net = Net::new();
-    let job = ["--tasks", "3", "--inner-steps", "200", "--batch", "2", "--context", "16", "--round-time", "3s"];
+    let job = ["--tasks", "3", "--inner-steps", "60", "--batch", "2", "--context", "16", "--round-time", "3s"];
     let coordinator = net.coordinator_of(&job, &TRUSTING);
     let url = net.url();
     let sleeper = net.member_with(&url, "worker", "sleeper", &["--cpu-percent", "20"]);
@@ -243,7 +243,7 @@ fn a_computer_that_sleeps_with_a_task_is_not_waited_for_and_its_result_counts_fo
     signal(sleeper, "-CONT");
     let late = || rounds().as_array().unwrap().iter().find(|round| round["late"] == 1).cloned();
     common::wait_for(|| late().is_some_and(|round| !round["paid"].is_null() && round["paid"] != "0"));
-    let (late, whole) = (late().unwrap(), 200 * 2 * 16);
+    let (late, whole) = (late().unwrap(), 60 * 2 * 16);
     let of_its_own = (late["accepted"].as_u64().unwrap() - 1) * whole;
     assert!([whole / 2, whole / 4].contains(&(late["tokens"].as_u64().unwrap() - of_its_own)), "{late}");
     signal(coordinator.id(), "-TERM");
