@@ -59,12 +59,12 @@ pub const TERNARY_CLIP: f64 = 0.9;
 /// cent of each other, so they are never bounded.
 pub const CLIP_RADIUS: f64 = 1.2;
 
-/// The share of ternary codes in which an honest update may differ from its replay. `benches/replay.rs`: engines that sum
-/// in another order differ in up to 1.1e-5 of them, the smallest cheat, one step of 30 left out at the end, in 2.5e-2 or
-/// more. Of finer codes as many times more as they have levels (int4: 6.2e-5 and 0.10, int8: 5.6e-4 and 0.81).
+/// What ternary codes of an honest update may differ from its replay's by on average, in levels. `benches/replay.rs`: engines
+/// that sum in another order differ by up to 1.1e-5, the smallest cheat, one step of 30 left out at the end, by 2.5e-2 or
+/// more. Of finer codes as many times more as they have levels (int4: 6.2e-5 and 0.10, int8: 1.1e-3 and 1.9).
 pub const REPLAY_CODES_MAX: f64 = 1e-3;
 
-/// The same where nobody has measured the two kinds of devices: less than half of what the smallest cheat differs in.
+/// The same where nobody has measured the two kinds of devices: less than half of what the smallest cheat differs by.
 pub const REPLAY_CODES_UNMEASURED: f64 = 1e-2;
 
 /// The relative L2 distance, of scales and of numbers that travel as such, at which a replay differs. The same bench:
