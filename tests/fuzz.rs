@@ -205,6 +205,7 @@ fn lent_jobs_and_other_bodies() {
         worker: key().public(),
         payload: Digest::of(b"p"),
         norm: 1.5,
+        established: true,
     };
     let statistics = StatisticsJob {
         candidates: vec![candidate],

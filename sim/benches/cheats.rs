@@ -22,7 +22,7 @@ const ROUNDS: u32 = 16;
 const STEPS: u32 = 6;
 
 /// Names, behaviours, and the share of a task that they really compute.
-const CHEATS: [(&str, &str, f64); 20] = [
+const CHEATS: [(&str, &str, f64); 21] = [
     ("free rider: one step, stretched", "'free-rider'", 1.0 / STEPS as f64),
     ("half of the steps, stretched", "{ partial = 0.5 }", 0.5),
     ("all steps but one, stretched", "{ partial = 0.7 }", 0.84),
@@ -30,6 +30,7 @@ const CHEATS: [(&str, &str, f64); 20] = [
     ("one update for the whole group", "'copy'", 0.5),
     ("same update again and again", "'repeat'", 0.05),
     ("same payload again and again", "'replay'", 1.0),
+    ("another's task in place of its own", "'frame'", 1.0),
     ("times 10", "{ scale = 10.0 }", 1.0),
     ("times -10", "{ scale = -10.0 }", 1.0),
     ("times -1", "{ scale = -1.0 }", 1.0),

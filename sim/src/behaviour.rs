@@ -1,12 +1,13 @@
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hydra::coordinator::ReplyTo;
 use hydra::protocol::{
-    Commitment, DeviceKind, Digest, InnerOptimizer, Keypair, Layer, ModelSpec, Outcome, PublicKey, Reason, Seed,
-    Signed, Submission, TaskId, Verdict, WorkerRequest, below, wire,
+    Commitment, DeviceKind, Digest, InnerOptimizer, Keypair, Layer, Lease, ModelSpec, Outcome, PublicKey, Reason,
+    RunSpec, Seed, Signed, Submission, Task, TaskId, Verdict, WorkerReply, WorkerRequest, below, wire,
 };
 use hydra::store::Blobs;
 use hydra::training::{Batch, Engine, EngineError, Params, Session};
@@ -52,6 +53,8 @@ pub enum Behaviour {
     Oversized,
     /// Hands in, again and again, the first payload that it committed to.
     Replay,
+    /// Does the task after its own instead, and hands that in: what whoever was lent that task gets too, and brings later.
+    Frame,
     /// Does its work, and makes up messages besides: gives back, commits to, hands in and appeals against what others were
     /// lent, names tasks that there are not, and judges as if it were a verifier.
     Forge,
@@ -75,6 +78,7 @@ impl Behaviour {
             | Self::Mismatch
             | Self::Oversized
             | Self::Replay
+            | Self::Frame
             | Self::Forge
             | Self::Custom => honest,
             _ => Arc::new(Cheat { honest, behaviour: self, kept: Arc::default(), tasks: AtomicU32::new(0) }),
@@ -91,6 +95,60 @@ pub(crate) struct Tamper {
     pub first: Option<Digest>,
     /// What has gone over all lines.
     pub overheard: Overheard,
+    pub neighbours: Neighbours,
+}
+
+/// The tasks that a worker does in place of those that it was lent. Replies carry it to wherever they are called.
+#[derive(Clone)]
+pub(crate) struct Neighbours {
+    spec: RunSpec,
+    /// What it was lent, by what it does.
+    lent: Arc<Mutex<BTreeMap<TaskId, TaskId>>>,
+}
+
+impl Neighbours {
+    pub fn new(spec: RunSpec) -> Self {
+        Self { spec, lent: Arc::default() }
+    }
+
+    /// What the worker hears of the task that it does.
+    pub fn reply(&self, reply: WorkerReply) -> WorkerReply {
+        let mut lent = lock(&self.lent);
+        let done = |task: TaskId| lent.iter().find(|(_, other)| **other == task).map_or(task, |(done, _)| *done);
+        match reply {
+            WorkerReply::Leased(lease) => {
+                let Lease { task, deadline } = *lease;
+                let next = (task.index + 1) % self.spec.tasks_per_round;
+                let done = Task::of_round(&self.spec, task.round, next, task.base);
+                lent.insert(done.id(), task.id());
+                WorkerReply::Leased(Box::new(Lease { task: done, deadline }))
+            }
+            WorkerReply::Committed(task) => WorkerReply::Committed(done(task)),
+            WorkerReply::Received(task) => WorkerReply::Received(done(task)),
+            WorkerReply::Refused { task: Some(task), reason } => {
+                WorkerReply::Refused { task: Some(done(task)), reason }
+            }
+            other => other,
+        }
+    }
+
+    /// What the coordinator hears of the task that was lent.
+    fn request(&self, request: WorkerRequest) -> WorkerRequest {
+        let lent = lock(&self.lent);
+        let of = |task: TaskId| lent.get(&task).copied().unwrap_or(task);
+        let bound = |commitment: Commitment| Commitment { task: of(commitment.task), ..commitment };
+        match request {
+            WorkerRequest::Commit(commitment) => WorkerRequest::Commit(bound(commitment)),
+            WorkerRequest::Submit(submission) => {
+                let commitment = bound(submission.commitment);
+                WorkerRequest::Submit(Submission { commitment, ..submission })
+            }
+            WorkerRequest::GiveBack(task) => WorkerRequest::GiveBack(of(task)),
+            WorkerRequest::Heartbeat(task) => WorkerRequest::Heartbeat(of(task)),
+            WorkerRequest::Appeal(task) => WorkerRequest::Appeal(of(task)),
+            WorkerRequest::Lease { .. } => request,
+        }
+    }
 }
 
 /// The newest commitments, and whose they are: what somebody knows who listens to every line.
@@ -162,12 +220,24 @@ impl Tamper {
         forged
     }
 
+    /// Who hears the answer to what is sent.
+    pub fn hear(&self, reply: ReplyTo) -> ReplyTo {
+        if self.behaviour != Behaviour::Frame {
+            return reply;
+        }
+        let neighbours = self.neighbours.clone();
+        Box::new(move |body| reply(neighbours.reply(body)))
+    }
+
     /// What is sent instead, if anything is.
     pub fn request(&mut self, request: Signed) -> Option<Signed> {
         if self.behaviour.is_honest() {
             return Some(request);
         }
         let Ok((_, asked)) = request.open::<WorkerRequest>() else { return Some(request) };
+        if self.behaviour == Behaviour::Frame {
+            return Some(Signed::seal(&self.key, &self.neighbours.request(asked)));
+        }
         let (mut commitment, shown) = match &asked {
             WorkerRequest::Commit(commitment) => (*commitment, None),
             WorkerRequest::Submit(submission) => (submission.commitment, Some(submission.clone())),

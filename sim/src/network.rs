@@ -214,6 +214,7 @@ impl Handler<Event<ReplyTo>> for Link {
             self.forge(&asked);
         }
         let Some(request) = self.tamper.request(request) else { return };
+        let reply = self.tamper.hear(reply);
         // Without duplicates there is nothing to draw for.
         if self.line.network.duplicates > 0.0 && self.happens(self.line.network.duplicates) {
             // Whichever answer comes first is the answer.

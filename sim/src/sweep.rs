@@ -8,7 +8,7 @@ use rand::rngs::ChaCha8Rng;
 use crate::chance::unit;
 
 /// Ways to cheat that audits find, and those that need none to be found.
-const CHEATS: [&str; 14] = [
+const CHEATS: [&str; 15] = [
     "{ scale = 10.0 }",
     "{ scale = -10.0 }",
     "{ noise = 0.2 }",
@@ -22,6 +22,7 @@ const CHEATS: [&str; 14] = [
     "'grief'",
     "'mismatch'",
     "'replay'",
+    "'frame'",
     "'forge'",
 ];
 

@@ -203,7 +203,7 @@ fn result_json(round: Round, result: &DrawnResult) -> Value {
 
 pub(super) fn run_recheck(args: &RecheckArgs) -> Result<(), Failure> {
     let rounds = args.source.read(Some(args.round))?;
-    let RoundAudits { spec, round, draw, .. } = rounds.into_iter().next().context("there is no answer")?;
+    let RoundAudits { spec, round, draw, verifiers } = rounds.into_iter().next().context("there is no answer")?;
     let draw = draw.with_context(|| {
         format!(
             "nothing is known of audits in round {round}: it is not closed yet, is more than {} rounds ago, or the run \
@@ -211,7 +211,8 @@ pub(super) fn run_recheck(args: &RecheckArgs) -> Result<(), Failure> {
             limits::DRAWS_KEPT
         )
     })?;
-    let found = recheck(&spec, round, &draw)?;
+    let believed = verifiers.iter().filter(|(_, record)| !record.struck_off).count();
+    let found = recheck(&spec, round, &draw, believed)?;
     if args.json {
         println!(
             "{}",

@@ -228,8 +228,15 @@ pub struct VerifierRecord {
     pub struck_off: bool,
 }
 
+/// Those payloads that come twice. Tasks differ, so one result at least is false, and nobody but who computes them again can
+/// say which: whoever wants to harm another hands in its work before it does.
+pub(super) fn repeated(payloads: impl Iterator<Item = Digest>) -> BTreeSet<Digest> {
+    let mut seen = BTreeSet::new();
+    payloads.filter(|payload| !seen.insert(*payload)).collect()
+}
+
 impl State {
-    /// Draws which of the accepted results are computed again; where verifiers are to be tested, some with the payload of
+    /// Draws which of the accepted results are computed again, and all whose payload comes twice; where verifiers are to be tested, some with the payload of
     /// the task after them.
     pub(super) fn draw(&mut self, at: Time, secret: Digest, test: bool) {
         let Some(audits) = self.spec.audits else { return };
@@ -245,6 +252,7 @@ impl State {
             .collect();
         let tests = Digest::in_domain("hydra audit test v1", secret.as_bytes());
         let by_peers = self.asks_peers();
+        let repeated = repeated(accepted.iter().map(|(.., payload, _)| *payload));
         let mut results = Vec::new();
         for (place, (task, id, worker, payload, trail)) in accepted.iter().enumerate() {
             let record = self.workers.entry(*worker).or_default();
@@ -252,7 +260,7 @@ impl State {
             let result =
                 DrawnResult { task: *id, worker: *worker, payload: *payload, clean, verdicts: vec![], ending: None };
             results.push(result);
-            if !is_drawn(&secret, id, worker, audits.policy.rate(clean)) {
+            if !repeated.contains(payload) && !is_drawn(&secret, id, worker, audits.policy.rate(clean)) {
                 continue;
             }
             record.owed += 1;
@@ -270,14 +278,15 @@ impl State {
                 takes: if by_peers && clean >= audits.policy.probation { limits::PEERS_AGAINST } else { 2 },
                 peers: BTreeMap::new(),
             };
-            let (.., other, trail) = &accepted[(place + 1) % accepted.len()];
+            let (.., other, _) = &accepted[(place + 1) % accepted.len()];
             if test && other != payload && is_drawn(&tests, id, worker, limits::PLANTED) {
                 let nobody = Digest::in_domain(
                     "hydra audit test worker v1",
                     &[secret.as_bytes(), id.0.as_bytes().as_slice()].concat(),
                 );
                 let worker = Keypair::from_secret(nobody.as_bytes()).public();
-                let case = Case { worker, payload: *other, trail: trail.clone(), planted: true, ..case.clone() };
+                // The way is that of the work in its place: another task's shows in its first digest that it is another's.
+                let case = Case { worker, payload: *other, planted: true, ..case.clone() };
                 self.cases.insert((*id, *other), case);
             }
             self.cases.insert((*id, *payload), case);

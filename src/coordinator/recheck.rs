@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::audits::{DrawnResult, Ending, RoundDraw};
+use super::audits::{DrawnResult, Ending, RoundDraw, repeated};
 use crate::protocol::{
     Layer, Outcome, Parting, PublicKey, Reason, Round, RunSpec, TaskId, Verdict, is_drawn, secret_before,
 };
@@ -57,18 +57,21 @@ pub enum RecheckError {
 }
 
 /// Checks what a coordinator has published about the audits of `round`: that the secret was fixed beforehand, that it drew
-/// just those results that were computed again, and that each ended as its signed verdicts say.
-pub fn recheck(spec: &RunSpec, round: Round, draw: &RoundDraw) -> Result<Rechecked, RecheckError> {
+/// just those results that were computed again, and that each ended as its signed verdicts say. So many verifiers of the run
+/// have judged anything and are believed: where it is one, it is asked twice, and otherwise two of them must have found
+/// false work.
+pub fn recheck(spec: &RunSpec, round: Round, draw: &RoundDraw, believed: usize) -> Result<Rechecked, RecheckError> {
     let audits = spec.audits.ok_or(RecheckError::NoAudits)?;
     let anchor = (0..=round.0).fold(draw.secret, |link, _| secret_before(&link));
     if anchor != audits.anchor {
         return Err(RecheckError::Secret);
     }
     let mut rechecked = Rechecked::default();
+    let repeated = repeated(draw.results.iter().map(|result| result.payload));
     for result in &draw.results {
-        let DrawnResult { task, worker, clean, verdicts, ending, .. } = result;
+        let DrawnResult { task, worker, payload, clean, verdicts, ending } = result;
         rechecked.results += 1;
-        let drawn = is_drawn(&draw.secret, task, worker, audits.policy.rate(*clean));
+        let drawn = repeated.contains(payload) || is_drawn(&draw.secret, task, worker, audits.policy.rate(*clean));
         let judged = ending.is_some() || !verdicts.is_empty();
         let looked_at = *ending != Some(Ending::Clean) || !verdicts.is_empty();
         if (judged && !drawn) || !looked_at {
@@ -77,7 +80,7 @@ pub fn recheck(spec: &RunSpec, round: Round, draw: &RoundDraw) -> Result<Recheck
         rechecked.drawn += u32::from(drawn);
         rechecked.open += u32::from(drawn && ending.is_none());
         rechecked.unfinished += u32::from(*ending == Some(Ending::Unfinished));
-        let (verdicts, located) = check_verdicts(result)?;
+        let (verdicts, located) = check_verdicts(result, believed)?;
         rechecked.verdicts += verdicts;
         rechecked.located += located;
     }
@@ -85,8 +88,8 @@ pub fn recheck(spec: &RunSpec, round: Round, draw: &RoundDraw) -> Result<Recheck
 }
 
 /// The verdicts on a result, and those of them that say where it went wrong.
-fn check_verdicts(result: &DrawnResult) -> Result<(u32, u32), RecheckError> {
-    let (mut clean, mut against, mut located) = (BTreeSet::new(), 0, 0);
+fn check_verdicts(result: &DrawnResult, believed: usize) -> Result<(u32, u32), RecheckError> {
+    let (mut clean, mut against, mut located) = (false, Vec::new(), 0);
     for signed in &result.verdicts {
         let wrong = RecheckError::Verdict(result.task);
         let (signer, verdict) = signed.open::<Verdict>().map_err(|_| wrong.clone())?;
@@ -94,20 +97,21 @@ fn check_verdicts(result: &DrawnResult) -> Result<(u32, u32), RecheckError> {
             return Err(wrong);
         }
         match verdict.outcome {
-            Outcome::Accepted { layer: Layer::Replay, .. } => {
-                clean.insert(signer);
-            }
+            Outcome::Accepted { layer: Layer::Replay, .. } => clean = true,
             Outcome::Rejected { layer: Layer::Replay, reason } => {
-                against += 1;
+                // A peer's copy is the peer's opinion, whoever has compared it.
+                against.push(verdict.by.unwrap_or(signer));
                 let unknown = matches!(reason, Reason::ReplayMismatch { parting: Parting::Unknown, .. });
                 located += u32::from(matches!(reason, Reason::ReplayMismatch { .. }) && !unknown);
             }
             Outcome::Accepted { .. } | Outcome::Rejected { .. } => return Err(wrong),
         }
     }
+    let opinions = against.len();
+    let voices = against.into_iter().collect::<BTreeSet<PublicKey>>().len();
     let said = match result.ending {
-        Some(Ending::Clean) => !clean.is_empty(),
-        Some(Ending::False) => against >= 2,
+        Some(Ending::Clean) => clean,
+        Some(Ending::False) => voices >= 2 || (believed < 2 && opinions >= 2),
         Some(Ending::TestPassed | Ending::TestFailed) => false,
         Some(Ending::Unfinished) | None => true,
     };

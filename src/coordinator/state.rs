@@ -8,7 +8,7 @@ use crate::protocol::{
     Amount, Auditors, Commitment, Digest, Outcome, PublicKey, Round, RunSpec, Signed, Submission, Task, TaskId, Time,
     limits,
 };
-use crate::verifier::checks::relative_norm;
+use crate::verifier::checks::{relative_norm, voices};
 
 /// One change of a coordinator's state. A run is the sequence of its records.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -416,17 +416,18 @@ impl State {
         if let Some(secret) = secret {
             self.draw(at, secret, test);
         }
-        let mut verdicts = Vec::new();
+        let (mut verdicts, mut norms) = (Vec::new(), Vec::new());
         for slot in &self.slots {
             if let Stage::Accepted { worker, norm, verdict, .. } = &slot.stage {
                 let record = self.workers.entry(*worker).or_default();
                 record.accepted += 1;
                 record.clean = record.clean.saturating_add(1);
                 record.tokens += slot.tokens();
-                self.recent_norms.push_back(relative_norm(&slot.task, *norm));
+                norms.push((*worker, relative_norm(&slot.task, *norm).into()));
                 verdicts.push(verdict.clone());
             }
         }
+        self.recent_norms.extend(voices(norms.into_iter()).into_iter().map(|norm| norm as f32));
         while self.recent_norms.len() > limits::NORM_HISTORY {
             self.recent_norms.pop_front();
         }

@@ -59,12 +59,12 @@ pub const TERNARY_CLIP: f64 = 0.9;
 /// cent of each other, so they are never bounded.
 pub const CLIP_RADIUS: f64 = 1.2;
 
-/// The share of ternary codes in which an honest update may differ from its replay. `benches/replay.rs`: engines that sum
-/// in another order differ in up to 1.1e-5 of them, the smallest cheat, one step of 30 left out at the end, in 2.5e-2 or
-/// more. Of finer codes as many times more as they have levels (int4: 6.2e-5 and 0.10, int8: 5.6e-4 and 0.81).
+/// What ternary codes of an honest update may differ from its replay's by on average, in levels. `benches/replay.rs`: engines
+/// that sum in another order differ by up to 1.1e-5, the smallest cheat, one step of 30 left out at the end, by 2.5e-2 or
+/// more. Of finer codes as many times more as they have levels (int4: 6.2e-5 and 0.10, int8: 1.1e-3 and 1.9).
 pub const REPLAY_CODES_MAX: f64 = 1e-3;
 
-/// The same where nobody has measured the two kinds of devices: less than half of what the smallest cheat differs in.
+/// The same where nobody has measured the two kinds of devices: less than half of what the smallest cheat differs by.
 pub const REPLAY_CODES_UNMEASURED: f64 = 1e-2;
 
 /// The relative L2 distance, of scales and of numbers that travel as such, at which a replay differs. The same bench:
@@ -97,6 +97,13 @@ pub const HELD_OUT_RISE_LATE_MAX: f64 = 0.25;
 
 /// Other updates that it takes to tell.
 pub const DIRECTION_OTHERS_MIN: usize = 3;
+
+/// Other workers who each have one voice, however many updates are theirs: of two, both must be against one to turn it away.
+pub const DIRECTION_WORKERS_MIN: usize = 2;
+
+/// Established workers in a round from which on only these are what the others are compared with: of three, one that has
+/// turned is outvoted.
+pub const ESTABLISHED_MIN: usize = 3;
 
 /// How long an audit may take before it ends in the worker's favour: a verifier that is away over night is no worker's
 /// fault.
@@ -158,12 +165,12 @@ pub const TIMING_SECONDS_MAX: u64 = 30 * 24 * 60 * 60;
 /// within 10 % of each other; scaling an update by two does little harm under averaging.
 pub const NORM_RATIO_MAX: f32 = 2.0;
 
-/// Updates whose cosine is above this are copies: honest updates of different data stay below 0.8 even in the first
+/// Updates whose cosine is above this are alike: honest updates of different data stay below 0.8 even in the first
 /// round, when all point the same way.
 pub const COPY_COSINE: f32 = 0.98;
 
-/// Norms of earlier accepted updates that the statistics layer compares with besides the round's own, so that a
-/// round of one or two tasks has something to be compared with.
+/// Norms of earlier rounds, one a worker and round, that the statistics layer compares with besides the round's own, so that
+/// a round of one or two tasks has something to be compared with.
 pub const NORM_HISTORY: usize = 16;
 
 /// Fewest norms from which a median says anything.

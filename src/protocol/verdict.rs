@@ -103,7 +103,7 @@ pub enum Reason {
         /// Norm over the reference norm.
         ratio: f32,
     },
-    /// The update is another worker's.
+    /// The update is one that the same worker has handed in for another task.
     #[error("the update repeats the one of task {of}")]
     Copy {
         /// The task whose update came first.
@@ -121,7 +121,7 @@ pub enum Reason {
     /// The same task computed again gives something else.
     #[error("a replay differs by {distance}, the tolerance is {tolerance}{}", parting.text())]
     ReplayMismatch {
-        /// Relative L2 distance, or the share of codes that differ.
+        /// Relative L2 distance, or what codes differ by on average, in levels.
         distance: f32,
         /// The tolerance for this pair of devices.
         tolerance: f32,

@@ -56,7 +56,8 @@ pub struct StatisticsJob {
     pub candidates: Vec<Candidate>,
     /// Those of the round that were accepted before.
     pub accepted: Vec<Candidate>,
-    /// Relative norms (see [`relative_norm`]) of updates accepted in recent rounds, oldest first.
+    /// Relative norms (see [`relative_norm`]) of updates accepted in recent rounds, the median of each worker's, oldest round
+    /// first.
     pub recent_norms: Vec<f32>,
     /// Where the numbers of an update are that are compared.
     pub places: Seed,
@@ -109,6 +110,8 @@ pub struct Candidate {
     pub payload: Digest,
     /// Its L2 norm, from the admission verdict.
     pub norm: f32,
+    /// Whether its worker has a name: as many results as are always audited have passed, and none was rejected since.
+    pub established: bool,
 }
 
 impl Candidate {
@@ -167,16 +170,18 @@ fn admission(
 pub struct Compared {
     /// The verdict.
     pub verdict: Verdict,
-    /// Whether it passes, but agrees with the others so much less than they with each other that it is worth a look at
-    /// what it does, or comes late and cannot be compared with them: [`helps`](super::held_out::helps).
+    /// Whether it passes, but is worth a look at what it does ([`helps`](super::held_out::helps)): it agrees with the others
+    /// so much less than they with each other, repeats another worker's, or comes late and cannot be compared with them.
     pub suspect: bool,
 }
 
-/// Beside each other: an update much larger or smaller than the others, one that repeats another, or one that points
-/// against most. `fetch` gives the payload with a digest, or `None` when it is not in the blob store. In the order of the
-/// job's candidates.
+/// Beside each other: an update much larger or smaller than the others, one that repeats another of its worker's, or one
+/// that points against most. `fetch` gives the payload with a digest, or `None` when it is not in the blob store. In the
+/// order of the job's candidates.
 pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Vec<Compared> {
-    let median_norm = reference_norm(job);
+    let all: Vec<&Candidate> = job.accepted.iter().chain(&job.candidates).collect();
+    let measure = measure(&all);
+    let median_norm = reference_norm(job, &measure);
     let recent_norm = median(job.recent_norms.iter().copied().map(f64::from).collect());
     // What comes late was made when updates may have been longer: it is compared with those of then too.
     let nearer_norm = |candidate: &Candidate| {
@@ -185,10 +190,9 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
         let medians = [Some(median_norm?), recent_norm];
         medians.into_iter().flatten().min_by(|a, b| distance(a).total_cmp(&distance(b)))
     };
-    let all: Vec<&Candidate> = job.accepted.iter().chain(&job.candidates).collect();
     let sketches: Vec<Option<Vec<f32>>> = all.iter().map(|one| sketch(one, &job.places, &mut fetch)).collect();
     let mut rejected = vec![false; all.len()];
-    let (mut verdicts, mut agreements) = (Vec::new(), Vec::new());
+    let mut found = Vec::new();
     for (place, candidate) in all.iter().enumerate().skip(job.accepted.len()) {
         let with = |sketch: &Vec<f32>, other: &Option<Vec<f32>>| other.as_ref().map(|other| cosine(sketch, other));
         let cosines: Option<Vec<Option<f64>>> =
@@ -199,44 +203,58 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
         let agreement = cosines.as_ref().and_then(|cosines| {
             let others = all.iter().zip(cosines).enumerate().filter(|(other, _)| *other != place);
             let others = others.filter_map(|(_, (other, cosine))| Some((other.worker, of_base((other, cosine))?)));
-            agreement(candidate.worker, others.collect())
+            agreement(candidate.worker, others.filter(|(other, _)| measure.contains(other)).collect())
+        });
+        let alike = |other: &Candidate, cosine: Option<f64>| {
+            other.payload == candidate.payload || cosine.is_some_and(|cosine| cosine > f64::from(limits::COPY_COSINE))
+        };
+        // One of two of different workers is false, but not always the later one: whoever does another's task in place of its
+        // own may well be first.
+        let repeats = cosines.as_ref().is_some_and(|cosines| {
+            let mut others = all.iter().zip(cosines).filter(|(other, _)| other.worker != candidate.worker);
+            others.any(|(other, cosine)| alike(other, *cosine))
         });
         let reason = match &cosines {
             None => Some(Reason::PayloadMissing),
             Some(cosines) => {
                 let earlier = all.iter().zip(cosines).zip(&rejected).take(place);
-                let earlier = earlier.filter(|(_, rejected)| !**rejected).map(|((other, cosine), _)| (*other, *cosine));
+                let mut own = earlier.filter(|((other, _), out)| !**out && other.worker == candidate.worker);
+                let copy = own.find(|((other, cosine), _)| alike(other, **cosine));
+                let copy = copy.map(|((other, _), _)| Reason::Copy { of: other.task.id() });
                 let median_norm =
                     if candidate.lateness == Lateness::NONE { median_norm } else { nearer_norm(candidate) };
-                norm_outlier(candidate, median_norm).or_else(|| copy(candidate, earlier)).or_else(|| {
+                norm_outlier(candidate, median_norm).or(copy).or_else(|| {
                     let against = agreement.filter(|agreement| *agreement < limits::DIRECTION_COSINE_MIN);
                     against.map(|cosine| Reason::Against { cosine: cosine as f32 })
                 })
             }
         };
         rejected[place] = reason.is_some();
-        agreements.push(agreement.filter(|_| reason.is_none()));
+        // What comes late is mostly alone with its base, so that nothing is said about its direction yet.
+        let untold = reason.is_none() && (repeats || candidate.lateness != Lateness::NONE);
+        let agreement = agreement.filter(|_| reason.is_none());
         let outcome = match reason {
             Some(reason) => Outcome::Rejected { layer: Layer::Statistics, reason },
             None => Outcome::Accepted { layer: Layer::Statistics, tokens: candidate.tokens(), norm: candidate.norm },
         };
         let (task, worker, payload) = (candidate.task.id(), candidate.worker, candidate.payload);
-        verdicts.push(Verdict { task, worker, payload, work: 0, by: None, outcome });
+        found.push((Verdict { task, worker, payload, work: 0, by: None, outcome }, agreement, untold));
     }
-    let usual = job.candidates.iter().zip(&agreements).filter_map(|(one, agreement)| Some((one.worker, (*agreement)?)));
+    let usual = found.iter().filter(|(verdict, ..)| measure.contains(&verdict.worker));
+    let usual = usual.filter_map(|(verdict, agreement, _)| Some((verdict.worker, (*agreement)?)));
     let usual = median(one_vote_each(usual.collect(), limits::DIRECTION_OTHERS_MIN));
-    let is_suspect = |agreement: Option<f64>| {
+    let is_odd = |agreement: Option<f64>| {
         agreement.zip(usual).is_some_and(|(agreement, usual)| agreement < limits::SUSPECT_AGREEMENT * usual)
     };
-    // What comes late is mostly alone with its base, so that nothing is said about its direction yet.
-    let is_unseen = |verdict: &Verdict, candidate: &Candidate| {
-        candidate.lateness != Lateness::NONE && matches!(verdict.outcome, Outcome::Accepted { .. })
-    };
-    let compared = |((verdict, agreement), candidate): ((Verdict, Option<f64>), &Candidate)| {
-        let suspect = is_suspect(agreement) || is_unseen(&verdict, candidate);
-        Compared { verdict, suspect }
-    };
-    verdicts.into_iter().zip(agreements).zip(&job.candidates).map(compared).collect()
+    let compared = |(verdict, agreement, untold)| Compared { verdict, suspect: untold || is_odd(agreement) };
+    found.into_iter().map(compared).collect()
+}
+
+/// Whose updates the others are compared with: those of established workers where there are enough of them, whose voices have
+/// cost them audited work each. Otherwise everybody's: somebody must be the first.
+fn measure(all: &[&Candidate]) -> BTreeSet<PublicKey> {
+    let established: BTreeSet<_> = all.iter().filter(|one| one.established).map(|one| one.worker).collect();
+    if established.len() < limits::ESTABLISHED_MIN { all.iter().map(|one| one.worker).collect() } else { established }
 }
 
 fn norm_outlier(candidate: &Candidate, median: Option<f64>) -> Option<Reason> {
@@ -245,39 +263,32 @@ fn norm_outlier(candidate: &Candidate, median: Option<f64>) -> Option<Reason> {
     (!usual.contains(&ratio)).then_some(Reason::NormOutlier { ratio })
 }
 
-/// Whoever committed first is the author; the rest copied. `earlier` are those with the cosines between them and the
-/// candidate.
-fn copy<'a>(candidate: &Candidate, mut earlier: impl Iterator<Item = (&'a Candidate, Option<f64>)>) -> Option<Reason> {
-    let same = |other: &Candidate, cosine: Option<f64>| {
-        other.payload == candidate.payload || cosine.is_some_and(|cosine| cosine > f64::from(limits::COPY_COSINE))
-    };
-    earlier.find(|(other, cosine)| same(other, *cosine)).map(|(other, _)| Reason::Copy { of: other.task.id() })
-}
-
-/// The median of the cosines with the others, and not the mean, so that a minority that agrees with itself cannot make
-/// the rest look odd. Nothing where they are too few to tell.
-fn agreement(worker: PublicKey, others: Vec<(PublicKey, f64)>) -> Option<f64> {
-    let (own, mut others): (Vec<_>, Vec<_>) = others.into_iter().partition(|(other, _)| *other == worker);
-    let workers: BTreeSet<PublicKey> = others.iter().map(|(other, _)| *other).collect();
-    // Whoever did much of the round agrees with itself.
-    if workers.len() < limits::DIRECTION_OTHERS_MIN {
-        others.extend(own);
+/// The median of what the other workers' updates have in common with one of `worker`'s, and not the mean, so that a minority
+/// that agrees with itself cannot make the rest look odd: of two others, both must be against it. Where there are fewer,
+/// each update counts, also the worker's own. Nothing where they are too few to tell.
+fn agreement(worker: PublicKey, all: Vec<(PublicKey, f64)>) -> Option<f64> {
+    let voices = voices(all.iter().filter(|(other, _)| *other != worker).copied());
+    if voices.len() >= limits::DIRECTION_WORKERS_MIN {
+        return median(voices);
     }
-    let votes = one_vote_each(others, limits::DIRECTION_OTHERS_MIN);
-    if votes.len() < limits::DIRECTION_OTHERS_MIN { None } else { median(votes) }
+    let all: Vec<f64> = all.into_iter().map(|(_, cosine)| cosine).collect();
+    if all.len() < limits::DIRECTION_OTHERS_MIN { None } else { median(all) }
 }
 
-/// The median of what each worker brought, where there are at least so many of them: whoever did most of a round's tasks
-/// is one worker still, and must not become the measure of the others. Otherwise everything.
-fn one_vote_each(values: Vec<(PublicKey, f64)>, workers_min: usize) -> Vec<f64> {
+/// The median of what each worker brought: whoever did most of a round's tasks is one worker still, and must not become the
+/// measure of the others.
+pub(crate) fn voices(values: impl Iterator<Item = (PublicKey, f64)>) -> Vec<f64> {
     let mut of_worker: BTreeMap<PublicKey, Vec<f64>> = BTreeMap::new();
-    for (worker, value) in &values {
-        of_worker.entry(*worker).or_default().push(*value);
-    }
-    if of_worker.len() < workers_min {
-        return values.into_iter().map(|(_, value)| value).collect();
+    for (worker, value) in values {
+        of_worker.entry(worker).or_default().push(value);
     }
     of_worker.into_values().filter_map(median).collect()
+}
+
+/// A voice for each worker where there are at least so many of them, otherwise everything.
+fn one_vote_each(values: Vec<(PublicKey, f64)>, workers_min: usize) -> Vec<f64> {
+    let voices = voices(values.iter().copied());
+    if voices.len() < workers_min { values.into_iter().map(|(_, value)| value).collect() } else { voices }
 }
 
 /// The upper one of two in the middle.
@@ -295,8 +306,8 @@ pub fn relative_norm(task: &Task, norm: f32) -> f32 {
 }
 
 /// The median relative norm of the round; of recent rounds too where the round alone is too few to tell.
-fn reference_norm(job: &StatisticsJob) -> Option<f64> {
-    let of_round = job.candidates.iter().chain(&job.accepted);
+fn reference_norm(job: &StatisticsJob, measure: &BTreeSet<PublicKey>) -> Option<f64> {
+    let of_round = job.candidates.iter().chain(&job.accepted).filter(|one| measure.contains(&one.worker));
     let of_round = of_round.map(|one| (one.worker, relative_norm(&one.task, one.norm).into()));
     let mut norms = one_vote_each(of_round.collect(), limits::NORM_REFERENCE_MIN);
     if norms.len() < limits::NORM_REFERENCE_MIN {
@@ -350,7 +361,7 @@ mod tests {
     }
 
     fn hand_in(index: u32, mut update: Params, scale: f32) -> (Task, Submission, Vec<u8>) {
-        let spec = testing::spec(8);
+        let spec = testing::spec(100);
         let task = Task::of_round(&spec, Round(3), index, Digest::of(b"base"));
         update.values_mut().iter_mut().for_each(|value| *value *= scale);
         let payload = task.codec.encode(&update, &task.seed).unwrap();
@@ -404,7 +415,7 @@ mod tests {
         weigh_of(submissions, &vec![1; submissions.len()], recent_norms, late)
     }
 
-    /// The same, each the work of the worker with this number.
+    /// The same, each the work of the worker with this number; those from [`ESTABLISHED`] on have a name.
     fn weigh_of(
         submissions: &[(Task, Submission, Vec<u8>)],
         workers: &[u8],
@@ -422,6 +433,7 @@ mod tests {
                 worker: Keypair::from_secret(&[*worker; 32]).public(),
                 payload: submission.commitment.payload,
                 norm: admission(task, submission, None, Some(bytes)).unwrap(),
+                established: *worker >= ESTABLISHED,
             })
             .collect();
         if let Some(last) = candidates.last_mut() {
@@ -431,6 +443,9 @@ mod tests {
         compare(&job, |digest| blobs.get(digest).cloned())
     }
 
+    /// The number of the first worker that has a name.
+    const ESTABLISHED: u8 = 100;
+
     fn accepted(outcome: &Outcome) -> bool {
         matches!(outcome, Outcome::Accepted { layer: Layer::Statistics, .. })
     }
@@ -439,12 +454,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         /// Workers that mean well: a direction that all have in common, from a third of what each has of its own to three times
-        /// as much, lengths that differ by a fifth, any codec, few or many of them.
+        /// as much, lengths that differ by a fifth, any codec, few or many results of few or many workers, some of whom
+        /// have a name.
         #[test]
         fn honest_work_passes_admission_and_statistics_in_any_swarm(
             seed in 0u64..1 << 32,
             shared in 0.33f32..3.0,
             scales in prop::collection::vec(0.8f32..1.25, 1..14),
+            workers in prop::collection::vec(ESTABLISHED - 4..ESTABLISHED + 4, 14),
             which in 0usize..5,
             length in 1e-4f32..1.0,
         ) {
@@ -468,9 +485,26 @@ mod tests {
                 relative_norm(task, admission(task, submission, None, Some(bytes)).unwrap())
             }).collect();
             for recent in [vec![], norms] {
-                for outcome in judge(&all, recent) {
-                    prop_assert!(accepted(&outcome), "{outcome:?}");
+                for one in weigh_of(&all, &workers, recent, Lateness::NONE) {
+                    prop_assert!(accepted(&one.verdict.outcome), "{one:?}");
                 }
+            }
+        }
+
+        /// However many results each has, and however odd those of the minority are.
+        #[test]
+        fn a_minority_of_workers_gets_nobody_honest_turned_away(
+            results in prop::collection::vec(1u8..=10, 2..=8),
+            scale in prop::sample::select(vec![-0.1f32, -1.0, 1.0, 0.01]),
+        ) {
+            let cheats = (results.len() - 1) / 2;
+            let workers: Vec<u8> = (0..).zip(&results).flat_map(|(worker, of)| vec![worker; (*of).into()]).collect();
+            let is_cheat = |worker: u8| usize::from(worker) < cheats;
+            let all: Vec<_> = (0..).zip(&workers).map(|(index, worker)| {
+                agreeing(index, if is_cheat(*worker) { scale } else { 0.1 })
+            }).collect();
+            for (one, worker) in weigh_of(&all, &workers, vec![], Lateness::NONE).iter().zip(&workers) {
+                prop_assert!(is_cheat(*worker) || accepted(&one.verdict.outcome), "{one:?}");
             }
         }
     }
@@ -545,6 +579,33 @@ mod tests {
     }
 
     #[test]
+    fn with_one_result_each_two_honest_workers_outvote_a_third_that_has_six() {
+        let all: Vec<_> = (0..8).map(|i| agreeing(i, if i < 6 { -0.1 } else { 0.1 })).collect();
+        let compared = weigh_of(&all, &[0, 0, 0, 0, 0, 0, 1, 2], vec![], Lateness::NONE);
+        let passes: Vec<bool> = compared.iter().map(|one| accepted(&one.verdict.outcome)).collect();
+        assert_eq!(passes, [false, false, false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn new_keys_do_not_outvote_three_workers_that_have_a_name() {
+        // Three with ten results each, and four new keys with one each, turned round or ten times as long.
+        let work: Vec<(u8, f32)> = (0..34u8).map(|i| if i < 30 { (i / 10, 0.1) } else { (i, 0.0) }).collect();
+        for scale in [-0.1, -1.0] {
+            let scaled = |of: f32| if of == 0.0 { scale } else { of };
+            let all: Vec<_> = (0..).zip(&work).map(|(i, (_, of))| agreeing(i, scaled(*of))).collect();
+            let passes = |first: u8| -> Vec<bool> {
+                let workers: Vec<u8> = work.iter().map(|(w, _)| if *w < 3 { first + w } else { *w }).collect();
+                let compared = weigh_of(&all, &workers, vec![], Lateness::NONE);
+                compared.iter().map(|one| accepted(&one.verdict.outcome)).collect()
+            };
+            let honest: Vec<bool> = (0..34).map(|i| i < 30).collect();
+            assert_eq!(passes(ESTABLISHED), honest, "{scale}");
+            assert_ne!(passes(ESTABLISHED - 3), honest, "as many voices as keys, where nobody has a name: {scale}");
+            assert_ne!(passes(ESTABLISHED - 1), honest, "two with a name are too few to be the measure: {scale}");
+        }
+    }
+
+    #[test]
     fn a_lone_update_is_compared_with_recent_rounds() {
         let (task, one, bytes) = submission(0, 1, 1.0);
         let norm = relative_norm(&task, admission(&task, &one, None, Some(&bytes)).unwrap());
@@ -555,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_found_also_when_scaled_and_the_first_to_commit_keeps_its_place() {
+    fn of_two_alike_a_worker_keeps_the_first_and_two_workers_keep_both_until_somebody_looks() {
         // Exact codec: two ternary roundings of one update differ too much to be told from independent ones, and are
         // left to the replay.
         let mut all: Vec<_> = (0..4).map(|i| submission(i, i.into(), 0.1)).collect();
@@ -578,5 +639,9 @@ mod tests {
         assert!(outcomes[..3].iter().all(accepted), "{outcomes:?}");
         let of = all[1].0.id();
         assert_eq!(outcomes[3], Outcome::Rejected { layer: Layer::Statistics, reason: Reason::Copy { of } });
+        // Whoever was first may have done the other's task.
+        let compared = weigh_of(&all, &[1, 1, 1, 2], vec![], Lateness::NONE);
+        let found: Vec<_> = compared.iter().map(|one| (accepted(&one.verdict.outcome), one.suspect)).collect();
+        assert_eq!(found, [(true, false), (true, true), (true, false), (true, true)]);
     }
 }

@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::model::{BurnEngine, DeviceChoice};
-    use crate::protocol::{DeviceKind, Digest, InnerOptimizer, ModelSpec, Round, RunSpec};
+    use crate::protocol::{DeviceKind, Digest, InnerOptimizer, ModelSpec, Round, RunSpec, Seed, limits};
     use crate::testing;
     use crate::training::{Batch, EngineError, Session, Trained};
 
@@ -209,6 +209,32 @@ mod tests {
                 Some(place) => prop_assert!(!same[place] && (place == 0 || same[place - 1])),
                 None => prop_assert!(same[same.len() - 1]),
             }
+        }
+    }
+
+    #[test]
+    fn a_few_codes_that_are_far_off_weigh_as_much_as_many_that_are_a_little() {
+        let (spec, seed, codec) = (testing::spec(1), Seed::from_number(1), Codec::Int8);
+        let layout = Layout::of(&spec.model);
+        let honest = Params::initial(&spec.model, &seed);
+        let mut forged = honest.clone();
+        for tensor in layout.tensors() {
+            // In every other block, the smallest number becomes the largest: less than one code in a hundred.
+            for blocks in forged.values_mut()[tensor.range()].chunks_mut(2 * limits::CODEC_BLOCK) {
+                let block = blocks.chunks_mut(limits::CODEC_BLOCK).next().unwrap();
+                let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                let smallest = block.iter_mut().min_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+                *smallest = largest;
+            }
+        }
+        let [honest, forged] = [honest, forged].map(|update| codec.encode(&update, &seed).unwrap());
+        let compare = |payload: &[u8], kind| {
+            let tolerance = Tolerance::between(DeviceKind::Ndarray, kind, codec);
+            compare(codec, &layout, payload, &honest, tolerance, || Parting::Payload)
+        };
+        for kind in [DeviceKind::Ndarray, DeviceKind::Cuda] {
+            assert_eq!(compare(&honest, kind), Ok(Difference::default()));
+            assert!(matches!(compare(&forged, kind), Err(Reason::ReplayMismatch { .. })), "{kind:?}");
         }
     }
 

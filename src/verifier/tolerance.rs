@@ -9,14 +9,14 @@ use crate::training::Difference;
 /// How far an honest update may be from its replay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
-    /// The share of codes that may differ.
+    /// What codes may differ by on average, in levels.
     pub codes: f64,
     /// The relative L2 distance of scales, and of numbers that travel as such.
     pub distance: f64,
 }
 
-/// What is measured of a pair of device kinds: how many ternary codes honest results may differ in, and how far apart their
-/// numbers may be.
+/// What is measured of a pair of device kinds: by how much ternary codes of honest results may differ on average, and how far
+/// apart their numbers may be.
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     kinds: [DeviceKind; 2],
@@ -31,7 +31,7 @@ const PAIRS: [Pair; 2] = [
     Pair { kinds: [Ndarray, NdarrayPlain], codes: limits::REPLAY_CODES_MAX, distance: limits::REPLAY_DISTANCE_MAX },
 ];
 
-/// The share of codes that may differ at most, whatever a codec's levels.
+/// What codes may differ by at most on average, in levels, however many of these a codec has.
 const CODES_MAX: f64 = 0.5;
 
 impl Tolerance {

@@ -26,7 +26,7 @@ use hydra::verifier::Verifier;
 use hydra::worker::Worker;
 use tokio::sync::mpsc;
 
-use crate::behaviour::{Overheard, Tamper};
+use crate::behaviour::{Neighbours, Overheard, Tamper};
 use crate::disk::{Folder, Journal, KeptResult, Records};
 use crate::laws::Laws;
 use crate::network::{Door, Front, Line, Link, Place, Standing};
@@ -196,6 +196,7 @@ impl World {
                     blobs: Arc::clone(&blobs) as Arc<dyn Blobs>,
                     first: None,
                     overheard: Rc::clone(&overheard),
+                    neighbours: Neighbours::new(spec.clone()),
                 };
                 let kept = KeptResult::default();
                 let line = Line {

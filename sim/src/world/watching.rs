@@ -89,9 +89,10 @@ impl World {
             self.laws.tell(format!("model {} is lost", model.digest));
         }
         let first = state.round().0.saturating_sub(limits::DRAWS_KEPT as u32);
+        let believed = state.verifiers().values().filter(|record| !record.struck_off).count();
         for round in (first..state.round().0).map(Round) {
             let Some(draw) = state.draw_of(round) else { continue };
-            match recheck(&self.spec, round, draw) {
+            match recheck(&self.spec, round, draw, believed) {
                 Ok(checked) if finished && checked.open > 0 => {
                     self.laws.tell(format!("{} audits of round {} never ended", checked.open, round.0));
                 }

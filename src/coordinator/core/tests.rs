@@ -11,8 +11,8 @@ use super::*;
 use crate::coordinator::Ending;
 use crate::coordinator::slots::Stage;
 use crate::protocol::{
-    Amount, AuditPolicy, Auditors, Audits, Digest, Layer, Outcome, Parting, Ppm, Reason, RefusalReason, RunSpec, Seed,
-    ShortTasks, Signed, Submission, Task, TaskId, Verdict, WorkerReply, WorkerRequest,
+    Amount, AuditPolicy, Auditors, Audits, Commitment, Digest, Layer, Outcome, Parting, Ppm, Reason, RefusalReason,
+    RunSpec, Seed, ShortTasks, Signed, Submission, Task, TaskId, Trail, Verdict, WorkerReply, WorkerRequest,
 };
 use crate::testing::{self, key};
 use crate::verifier::{Candidate, Job, ReplayJob};
@@ -49,7 +49,10 @@ impl Bench {
 
     /// One in which workers are established after so many results, and everything is audited all the same.
     fn with_probation(probation: u32, by: Auditors, tasks: u32, verifiers: u8) -> Self {
-        let policy = AuditPolicy { probation, decay: 1, floor: Ppm::ONE };
+        Self::with_policy(AuditPolicy { probation, decay: 1, floor: Ppm::ONE }, by, tasks, verifiers)
+    }
+
+    fn with_policy(policy: AuditPolicy, by: Auditors, tasks: u32, verifiers: u8) -> Self {
         let audits = Some(Audits { policy, by, anchor: secrets().anchor() });
         let base = Digest::of(b"model 0");
         let records = vec![Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(0) }];
@@ -256,7 +259,8 @@ fn opinion(verifier: u8, job: &ReplayJob, clean: bool) -> Signed {
 
 fn submission(task: &Task, worker: u8) -> Submission {
     let payload = Digest::of(&[&[worker], task.id().0.as_bytes().as_slice()].concat());
-    Submission::new(task.id(), payload, vec![1.0; 4], testing::trail(4), task.tokens())
+    let trail = Trail { states: vec![task.id().0; 4], ..testing::trail(4) };
+    Submission::new(task.id(), payload, vec![1.0; 4], trail, task.tokens())
 }
 
 fn verdicts(job: &Job, accept: &impl Fn(PublicKey) -> bool) -> Vec<Signed> {

@@ -20,8 +20,8 @@ impl<R> Rounds<R> {
     pub(super) fn judge_statistics(&mut self) {
         let candidate = |slot: &Slot, worker: &PublicKey, payload: &Digest, norm: &f32| {
             let order = slot.commitments.get(worker).map_or(u32::MAX, |(order, _)| *order);
-            let (task, lateness) = (slot.task.clone(), slot.lateness);
-            (order, Candidate { task, lateness, worker: *worker, payload: *payload, norm: *norm })
+            let (task, lateness, established) = (slot.task.clone(), slot.lateness, self.is_established(worker));
+            (order, Candidate { task, lateness, worker: *worker, payload: *payload, norm: *norm, established })
         };
         let (mut candidates, mut accepted) = (Vec::new(), Vec::new());
         for slot in &self.state.slots {
@@ -40,6 +40,14 @@ impl<R> Rounds<R> {
             recent_norms: self.state.recent_norms.iter().copied().collect(),
             places: self.places(),
         }))));
+    }
+
+    /// Whether as many results of `worker` as are always audited have passed, and none was rejected since. What waits for its
+    /// audit does not count, or a new key would have a name before anybody has looked at its work.
+    pub(super) fn is_established(&self, worker: &PublicKey) -> bool {
+        let record = self.state.workers.get(worker);
+        let passed = record.map_or(0, |record| record.clean.saturating_sub(record.owed));
+        self.state.spec.audits.is_some_and(|audits| passed >= audits.policy.probation)
     }
 
     /// Where updates of the open round are compared: nobody who does not know the round's secret can tell.

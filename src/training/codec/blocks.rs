@@ -142,13 +142,13 @@ fn scale(bytes: [u8; 2]) -> Result<f32, CodecError> {
     }
 }
 
-/// How far two blocks of as many `numbers` are apart: how many codes differ, and the two scales.
+/// How far two blocks of as many `numbers` are apart: the sum of what their codes differ by, in levels, and the two scales.
 pub(super) fn compare_blocks(
     (a, b): (&[u8], &[u8]),
     levels: i32,
     per_byte: usize,
     numbers: usize,
-) -> Result<(usize, [f32; 2]), CodecError> {
+) -> Result<(f64, [f32; 2]), CodecError> {
     let (mut a_values, mut b_values) = ([0.0; limits::CODEC_BLOCK], [0.0; limits::CODEC_BLOCK]);
     let (a_values, b_values) = (&mut a_values[..numbers], &mut b_values[..numbers]);
     let mut scales = [0.0; 2];
@@ -160,6 +160,6 @@ pub(super) fn compare_blocks(
         let codes_per_unit = if *scale > 0.0 { levels as f32 / *scale } else { 0.0 };
         values.iter_mut().for_each(|value| *value = (*value * codes_per_unit).round());
     }
-    let differing = a_values.iter().zip(&*b_values).filter(|(a, b)| a != b).count();
-    Ok((differing, scales))
+    let apart = a_values.iter().zip(&*b_values).map(|(a, b)| f64::from((a - b).abs())).sum();
+    Ok((apart, scales))
 }

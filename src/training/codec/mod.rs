@@ -264,7 +264,8 @@ impl Codec {
 /// How far an update is from another of the same task.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Difference {
-    /// The share of codes that differ, of the numbers that travel as codes; 0 where none do.
+    /// What codes differ by on average, in levels, of the numbers that travel as codes; 0 where none do. Honest results round
+    /// to neighbouring levels where they differ at all, so of these it is the share of codes that do.
     pub codes: f64,
     /// The relative L2 distance of the blocks' scales.
     pub scales: f64,
@@ -296,7 +297,7 @@ impl Codec {
         self.check(layout, this)?;
         self.check(layout, other)?;
         let (mut exact, mut scales) = (Distance::default(), Distance::default());
-        let (mut differing, mut codes) = (0, 0);
+        let (mut apart, mut codes) = (0.0, 0);
         for (tensor, offset) in layout.tensors().iter().zip(self.tensor_offsets(layout)) {
             let range = offset..offset + self.tensor_bytes(tensor.role, tensor.len());
             let (this, other) = (&this[range.clone()], &other[range]);
@@ -306,8 +307,8 @@ impl Codec {
                     let starts = (0..tensor.len()).step_by(limits::CODEC_BLOCK);
                     for ((this, other), start) in this.chunks(whole).zip(other.chunks(whole)).zip(starts) {
                         let numbers = limits::CODEC_BLOCK.min(tensor.len() - start);
-                        let (differ, [this, other]) = compare_blocks((this, other), levels, per_byte, numbers)?;
-                        differing += differ;
+                        let (between, [this, other]) = compare_blocks((this, other), levels, per_byte, numbers)?;
+                        apart += between;
                         codes += numbers;
                         scales.add(this, other);
                     }
@@ -320,7 +321,7 @@ impl Codec {
                 }
             }
         }
-        let codes = differing as f64 / (codes as f64).max(1.0);
+        let codes = apart / (codes as f64).max(1.0);
         Ok(Difference { codes, scales: scales.relative(), exact: exact.relative() })
     }
 }

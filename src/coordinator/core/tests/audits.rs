@@ -1,6 +1,6 @@
 use super::*;
-use crate::coordinator::DrawnResult;
 use crate::coordinator::audits::{Next, Opinion, Peer};
+use crate::coordinator::{DrawnResult, RecheckError, recheck};
 
 #[test]
 fn a_result_that_verifiers_find_false_twice_costs_its_worker_everything_once_the_time_to_appeal_is_over() {
@@ -153,6 +153,7 @@ fn a_verifier_that_lets_planted_cheats_pass_is_struck_off_and_what_it_said_is_fo
         }
     }
     let planted = planted.unwrap();
+    assert_eq!(planted.trail, submission(&planted.task, 1).trail(), "it shows the way of honest work");
     let faithful = key(100).public();
     assert_eq!(bench.rounds.state().verifiers()[&faithful].faults, 0);
     bench.opine(101, &planted, true);
@@ -267,12 +268,58 @@ fn an_established_worker_is_convicted_by_three_peers_the_last_of_which_is_establ
     }
 }
 
+#[test]
+fn a_payload_that_two_hand_in_is_computed_again_for_both_however_rarely_each_is_drawn() {
+    for repeats in [false, true] {
+        // Who has done anything is drawn once in a million times.
+        let policy = AuditPolicy { probation: 0, decay: 0, floor: Ppm(1) };
+        let mut bench = Bench::with_policy(policy, Auditors::Verifiers, 4, 1);
+        bench.work(1);
+        for job in bench.replays() {
+            bench.opine(VERIFIER, &job, true);
+        }
+        let tasks: Vec<Task> = (1..=4).map(|worker| bench.lease(worker)).collect();
+        for (worker, task) in (1..).zip(&tasks) {
+            // Worker 1 does the task of worker 2 in place of its own, and is first.
+            let done = if worker == 1 && repeats { submission(&tasks[1], 2) } else { submission(task, worker) };
+            let commitment = Commitment { task: task.id(), ..done.commitment };
+            bench.ask(worker, &WorkerRequest::Commit(commitment));
+            bench.ask(worker, &WorkerRequest::Submit(Submission { commitment, ..done }));
+        }
+        bench.judge_cheap();
+        bench.finish_aggregation();
+        let judged: BTreeSet<PublicKey> = bench.replays().iter().map(|job| job.worker).collect();
+        assert_eq!(judged, if repeats { [1, 2].map(|n| key(n).public()).into() } else { BTreeSet::new() });
+        let state = bench.rounds.state();
+        let found = recheck(state.spec(), Round(1), state.draw_of(Round(1)).unwrap(), 1).unwrap();
+        assert_eq!(found.drawn, if repeats { 2 } else { 0 }, "anybody can see why");
+    }
+}
+
+#[test]
+fn a_worker_has_a_name_once_its_first_results_have_passed_their_audits() {
+    let mut bench = Bench::with_probation(2, Auditors::Verifiers, 1, 1);
+    let has_name = |bench: &Bench| bench.rounds.is_established(&key(1).public());
+    bench.work(2);
+    for job in bench.replays() {
+        assert!(!has_name(&bench), "nobody has looked at all of its work");
+        bench.opine(VERIFIER, &job, true);
+    }
+    assert!(has_name(&bench));
+    let task = bench.lease(1);
+    bench.hand_in(1, &task);
+    bench.judge(|_| false);
+    assert!(!has_name(&bench));
+    let mut unaudited = Bench::new(1, None);
+    unaudited.work(2);
+    assert!(!has_name(&unaudited));
+}
+
 /// How workers get a name.
 const POLICY: AuditPolicy = AuditPolicy { probation: 10, decay: 1, floor: Ppm::ONE };
 
 #[test]
 fn what_is_published_of_a_rounds_audits_can_be_rechecked_and_no_part_of_it_changed() {
-    use crate::coordinator::{RecheckError, recheck};
     let mut bench = Bench::audited(3, 2);
     bench.work(2);
     let jobs = bench.replays();
@@ -285,17 +332,22 @@ fn what_is_published_of_a_rounds_audits_can_be_rechecked_and_no_part_of_it_chang
     bench.now = bench.now + bench.rounds.state().spec().timing.appeal;
     bench.step(Event::Wake);
     let (spec, draw) = (bench.rounds.state().spec().clone(), bench.rounds.state().draw_of(Round(1)).unwrap().clone());
-    let found = recheck(&spec, Round(1), &draw).unwrap();
+    let found = recheck(&spec, Round(1), &draw, 2).unwrap();
     assert_eq!((found.results, found.drawn, found.open, found.verdicts, found.located), (3, 3, 0, 4, 2));
-    assert_eq!(recheck(&spec, Round(0), &draw), Err(RecheckError::Secret));
+    assert_eq!(recheck(&spec, Round(0), &draw, 2), Err(RecheckError::Secret));
     let place = draw.results.iter().position(|result| result.task == guilty.task.id()).unwrap();
     let altered = |change: fn(&mut DrawnResult)| {
         let mut draw = draw.clone();
         change(&mut draw.results[place]);
-        recheck(&spec, Round(1), &draw).unwrap_err()
+        recheck(&spec, Round(1), &draw, 2).unwrap_err()
     };
     assert!(matches!(altered(|result| result.ending = Some(Ending::Clean)), RecheckError::Ending { .. }));
     assert!(matches!(altered(|result| drop(result.verdicts.pop())), RecheckError::Ending { .. }));
+    let twice = |result: &mut DrawnResult| result.verdicts[1] = result.verdicts[0].clone();
+    assert!(matches!(altered(twice), RecheckError::Ending { .. }), "one verifier is one opinion");
+    let mut asked_twice = draw.clone();
+    twice(&mut asked_twice.results[place]);
+    assert!(recheck(&spec, Round(1), &asked_twice, 1).is_ok(), "unless there is no other");
     assert!(matches!(altered(|result| result.worker = key(9).public()), RecheckError::Verdict(_)));
     assert!(matches!(altered(|result| result.payload = Digest::of(b"other")), RecheckError::Verdict(_)));
     let hidden = altered(|result| {
