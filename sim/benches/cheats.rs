@@ -7,6 +7,7 @@
 //! that the honest do the same work. Every row is over all seeds.
 
 use std::error::Error;
+use std::path::Path;
 
 use hydra::model::{BurnEngine, DeviceChoice};
 use hydra::protocol::{
@@ -62,11 +63,7 @@ fn scenario(workers: &str, rounds: u32, learning: &str) -> Result<Scenario, Box<
          verifiers = [{{ count = 3, tokens_per_second = 8000 }}]\n\
          [audits]\n"
     );
-    let folder = std::env::temp_dir().join(format!("hydra-cheats-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let path = folder.join("scenario.toml");
-    std::fs::write(&path, text)?;
-    Ok(Scenario::read(&path)?)
+    Ok(Scenario::parse(Path::new("scenario.toml"), &text)?)
 }
 
 /// What is learned.

@@ -94,6 +94,46 @@ pub struct Strike {
     pub for_seconds: f64,
 }
 
+/// Whether this can happen to them.
+fn possible(what: Trouble, who: Victim) -> bool {
+    use {Trouble as T, Victim as V};
+    match what {
+        T::Crash => true,
+        T::CrashWriting => who == V::Coordinator,
+        T::Pause | T::Cut | T::Deaf | T::Mute => matches!(who, V::Coordinator | V::Workers),
+        T::DiskFull | T::SlowDisk(_) => matches!(who, V::Coordinator | V::Ledger),
+        T::CorruptBlob => matches!(who, V::Verifiers | V::Workers),
+        T::ClockSkew(_) => who == V::Workers,
+    }
+}
+
+impl Strike {
+    /// What is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if !possible(self.what, self.who) {
+            return Err(format!("what = {:?} cannot happen to who = {:?}", self.what, self.who));
+        }
+        if !(0.0..=1.0).contains(&self.share) || self.share == 0.0 {
+            return Err("share is above 0, at most 1".to_owned());
+        }
+        if !(1.0..).contains(&self.for_seconds) {
+            return Err("for_seconds is at least 1".to_owned());
+        }
+        if !(0.0..).contains(&self.after_seconds) {
+            return Err("after_seconds is at least 0".to_owned());
+        }
+        if matches!(self.what, Trouble::ClockSkew(seconds) if seconds.abs() > 120) {
+            return Err(
+                "a clock is at most 120 seconds off, beyond which a coordinator would refuse its calls".to_owned()
+            );
+        }
+        if self.group.is_some() && self.who != Victim::Workers {
+            return Err("only workers have a group".to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// Gives one strike after the other, until there are no more. All that it draws must come from the generator that it is
 /// handed, which is its own and follows from the seed.
 pub type Faults = Box<dyn FnMut(&mut ChaCha8Rng) -> Option<Strike>>;
@@ -109,39 +149,17 @@ fn ten() -> f64 {
 impl Fault {
     /// What is wrong with it.
     pub(crate) fn check(&self) -> Result<(), String> {
-        use {Trouble as T, Victim as V};
-        let possible = match self.what {
-            T::Crash => true,
-            T::CrashWriting => self.who == V::Coordinator,
-            T::Pause | T::Cut | T::Deaf | T::Mute => matches!(self.who, V::Coordinator | V::Workers),
-            T::DiskFull | T::SlowDisk(_) => matches!(self.who, V::Coordinator | V::Ledger),
-            T::CorruptBlob => matches!(self.who, V::Verifiers | V::Workers),
-            T::ClockSkew(_) => self.who == V::Workers,
-        };
+        self.strike(0.0).check()?;
         let times = [self.every_seconds, self.each_round_within_seconds];
         let ways = usize::from(!self.at_seconds.is_empty()) + times.iter().flatten().count();
-        if !possible {
-            return Err(format!("what = {:?} cannot happen to who = {:?}", self.what, self.who));
-        }
         if ways != 1 {
             return Err("give one of at_seconds, every_seconds and each_round_within_seconds".to_owned());
         }
         if times.iter().flatten().any(|seconds| *seconds < 1.0) || self.at_seconds.iter().any(|at| *at < 0.0) {
             return Err("times are not negative, and random ones at least a second apart on average".to_owned());
         }
-        if !(0.0..=1.0).contains(&self.share) || self.share == 0.0 {
-            return Err("share is above 0, at most 1".to_owned());
-        }
-        if self.for_seconds < 1.0 || self.from_seconds < 0.0 {
-            return Err("for_seconds is at least 1, from_seconds at least 0".to_owned());
-        }
-        if matches!(self.what, T::ClockSkew(seconds) if seconds.abs() > 120) {
-            return Err(
-                "a clock is at most 120 seconds off, beyond which a coordinator would refuse its calls".to_owned()
-            );
-        }
-        if self.group.is_some() && self.who != V::Workers {
-            return Err("only workers have a group".to_owned());
+        if self.from_seconds < 0.0 {
+            return Err("from_seconds is at least 0".to_owned());
         }
         Ok(())
     }
@@ -239,6 +257,9 @@ mod tests {
             "what = 'crash'\nwho = 'workers'\nat_seconds = [1]\nshare = 0.0",
             "what = 'crash'\nwho = 'ledger'\nat_seconds = [1]\ngroup = 'home'",
             "what = 'crash'\nwho = 'workers'\nat_seconds = [1]\nfor_seconds = 0",
+            "what = 'crash'\nwho = 'workers'\nat_seconds = [-1]",
+            "what = 'crash'\nwho = 'workers'\nevery_seconds = 5\nfrom_seconds = -1",
+            "what = { clock-skew = 121 }\nwho = 'workers'\nat_seconds = [1]",
         ] {
             assert!(fault(text).check().is_err(), "{text}");
         }

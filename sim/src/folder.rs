@@ -27,6 +27,8 @@ pub struct Played {
     pub seed: u64,
     /// When it was told to end, virtual seconds.
     pub until: Option<u64>,
+    /// The command that plays it again, where it was played.
+    pub again: String,
     /// The code that played it, where that is known.
     pub commit: String,
     /// The digest of `scenario.toml`.

@@ -126,6 +126,7 @@ enum Command {
     #[command(after_help = "Examples:\n  For an editor that knows schemas:\n    cargo sim schema > scenario.schema.json", help_template = HELP_TEMPLATE)]
     Schema,
     /// Play scenarios that are made up by chance, each twice, and keep those that fail
+    #[command(after_help = "Examples:\n  For ten minutes:\n    cargo sim sweep --seconds 600\n  The same sixty as ever, and those that fail into a folder:\n    cargo sim sweep --seed 1 --count 60 --keep runs", help_template = HELP_TEMPLATE)]
     Sweep(Sweep),
 }
 

@@ -1,6 +1,8 @@
 //! Processes that can be killed and started again, and the machines that they run on.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
@@ -13,6 +15,12 @@ use hydra::store::{BlobError, Blobs, MemoryBlobs};
 use tokio::sync::oneshot;
 
 use crate::network::Standing;
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it does not say why")
+}
 
 /// Something that runs, is killed and comes back.
 pub(crate) struct Process<A: Actor<Context = Context<A>>> {
@@ -50,7 +58,9 @@ impl<A: Actor<Context = Context<A>>> Process<A> {
         let (kill, killed) = oneshot::channel();
         let address = A::create(|ctx| {
             let killed = actix::fut::wrap_future::<_, A>(killed);
-            ctx.spawn(killed.map(|_, _, ctx: &mut Context<A>| ctx.terminate()));
+            // Not `terminate`: with that, an actor that has cancelled a timer in the same moment is polled for ever. Neither
+            // hears anything more.
+            ctx.spawn(killed.map(|_, _, ctx: &mut Context<A>| ctx.stop()));
             make(ctx, &alive)
         });
         self.starts.set(self.starts.get() + 1);
@@ -163,11 +173,20 @@ impl Blobs for WorldBlobs {
     }
 }
 
+/// What all machines of a world compute on.
+#[derive(Clone)]
+pub(crate) struct Real {
+    pub threads: Rc<Threads>,
+    /// What is under way on them.
+    pub work: Arc<UnderWay>,
+    /// Hears of a computation that panicked.
+    pub panicked: Rc<dyn Fn(&str)>,
+}
+
 /// One machine: its work runs on real threads at once, but its result is seen after the time that the machine would
 /// have taken.
 pub(crate) struct Machine {
-    threads: Rc<Threads>,
-    work: Arc<UnderWay>,
+    real: Real,
     standing: Arc<Standing>,
     tokens_per_second: u64,
     /// How long work takes that is no training.
@@ -186,13 +205,13 @@ pub(crate) struct Using {
 
 impl Machine {
     pub fn new(
-        (threads, work): (Rc<Threads>, Arc<UnderWay>),
+        real: Real,
         standing: Arc<Standing>,
         tokens_per_second: u64,
         service: Duration,
         fetch: Duration,
     ) -> Self {
-        Self { threads, work, standing, tokens_per_second, service, fetch, in_turn: false }
+        Self { real, standing, tokens_per_second, service, fetch, in_turn: false }
     }
 
     /// The same, but its training begins when all other work is done, so that the order in virtual time is the real one.
@@ -212,21 +231,22 @@ impl Executor for Using {
         let machine = &self.machine;
         let (send, receive) = mpsc::channel();
         if machine.in_turn && matches!(kind, WorkKind::Train { .. }) {
-            machine.work.wait();
+            machine.real.work.wait();
         }
-        let counted = Counted::new(&machine.work);
+        let counted = Counted::new(&machine.real.work);
         // As it is now, in virtual time, whenever a thread comes to it.
         let damaged = machine.standing.damaged.load(Ordering::Relaxed) > 0;
         let job = Box::new(move || {
             DAMAGED.set(damaged);
-            let done = job();
+            // A thread that dies would leave the others waiting for what it has begun.
+            let done = catch_unwind(AssertUnwindSafe(job));
             DAMAGED.set(false);
             drop(counted);
             // Nobody receives any more when the world has ended.
             let _ = send.send(done);
             Box::new(|| ()) as Delivery
         });
-        machine.threads.run(Work { kind, job });
+        machine.real.threads.run(Work { kind, job });
         let takes = match kind {
             WorkKind::Train { tokens } => {
                 machine.fetch + Duration::from_secs_f64(tokens as f64 / machine.tokens_per_second as f64)
@@ -234,16 +254,63 @@ impl Executor for Using {
             WorkKind::Service => machine.service,
         };
         let (alive, standing) = (Arc::clone(&self.alive), Arc::clone(&machine.standing));
+        let panicked = Rc::clone(&machine.real.panicked);
         actix::spawn(async move {
             tokio::time::sleep(takes).await;
             standing.awake().await;
             // Blocks the whole world until the real result is there: that is what makes it deterministic. Also for the
             // dead, so that nothing that they had begun changes anything later.
-            if let Ok(deliver) = receive.recv()
-                && alive.load(Ordering::Relaxed)
-            {
-                deliver();
+            match receive.recv() {
+                Ok(Ok(deliver)) if alive.load(Ordering::Relaxed) => deliver(),
+                Ok(Err(panic)) => panicked(panic_text(&*panic)),
+                _ => {}
             }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{AsyncContext, Handler, Message, SpawnHandle};
+
+    use super::*;
+    use crate::simulation::in_virtual_time;
+
+    /// Plans its next alarm anew with every message, as coordinator and workers do.
+    #[derive(Default)]
+    struct Planner(Option<SpawnHandle>);
+
+    struct Plan;
+
+    impl Message for Plan {
+        type Result = ();
+    }
+
+    impl Actor for Planner {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Plan> for Planner {
+        type Result = ();
+
+        fn handle(&mut self, _: Plan, ctx: &mut Context<Self>) {
+            let alarm = ctx.notify_later(Plan, Duration::from_secs(9));
+            if let Some(earlier) = self.0.replace(alarm) {
+                ctx.cancel_future(earlier);
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_dies_also_in_the_moment_in_which_it_gives_up_a_timer() {
+        in_virtual_time(async {
+            let process: Process<Planner> = Process::default();
+            let address = process.start(|_, _| Planner::default());
+            address.send(Plan).await.unwrap();
+            address.do_send(Plan);
+            process.fall();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!address.connected());
         });
     }
 }

@@ -21,7 +21,6 @@ code{font-size:.9em;overflow-wrap:anywhere}\
 pub(crate) fn report(played: &Played, scenario: &Scenario, outcome: &Outcome) -> String {
     let mut page = String::new();
     let verdict = if outcome.passed { "<p class=good>Everything expected holds.</p>" } else { "" };
-    let until = played.until.map(|until| format!(" --until {until}")).unwrap_or_default();
     put(
         &mut page,
         format_args!(
@@ -39,7 +38,7 @@ pub(crate) fn report(played: &Played, scenario: &Scenario, outcome: &Outcome) ->
         format_args!(
             "<table><tr><td>seed<td>{}<tr><td>commit<td>{}<tr><td>virtual time<td>{:.1} s\
              <tr><td>events<td>{}<tr><td>rounds<td>{}<tr><td>faults<td>{}</table>\
-             <p>state <code>{}</code><br>again: <code>cargo sim {} --seed {}{until}</code></p>",
+             <p>state <code>{}</code><br>again: <code>{}</code></p>",
             outcome.seed,
             escape(&played.commit),
             outcome.virtual_seconds,
@@ -47,8 +46,7 @@ pub(crate) fn report(played: &Played, scenario: &Scenario, outcome: &Outcome) ->
             outcome.rounds.len(),
             outcome.strikes.len(),
             outcome.state_hash,
-            escape(&played.name),
-            outcome.seed,
+            escape(&played.again),
         ),
     );
     let rows = &outcome.rounds;

@@ -50,9 +50,12 @@ pub fn shrink(
     }
 }
 
-/// A failure without its numbers: what kind it is.
+/// A failure without its numbers, and without names of workers, tasks and blobs: what kind it is.
 fn kind(failure: &str) -> String {
-    failure.chars().filter(|letter| !letter.is_ascii_digit() && *letter != '.').collect()
+    let is_name = |word: &str| word.len() >= 8 && word.bytes().all(|letter| letter.is_ascii_hexdigit());
+    let words = failure.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !is_name(word));
+    let plain = |word: &str| word.chars().filter(|letter| !letter.is_ascii_digit()).collect::<String>();
+    words.map(plain).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// Everything that is a step smaller, the largest steps first.
@@ -65,13 +68,16 @@ fn smaller(scenario: &Table) -> Vec<Table> {
         }
     };
     let list = |name: &str| scenario.get(name).and_then(Value::as_array).map_or(0, Vec::len);
-    for name in ["faults", "workers", "verifiers"] {
+    for name in ["faults", "workers", "queries", "verifiers"] {
         for place in 0..list(name) {
             with(&|table| table.get_mut(name)?.as_array_mut().map(|items| drop(items.remove(place))));
         }
     }
-    for name in ["network", "audits"] {
+    for name in ["network", "audits", "economy"] {
         with(&|table| table.remove(name).map(drop));
+    }
+    for key in ["store", "short_tasks"] {
+        with(&|table| table.get_mut("job")?.as_table_mut()?.remove(key).map(drop));
     }
     for place in 0..list("workers") {
         with(&|table| halve(table.get_mut("workers")?.as_array_mut()?.get_mut(place)?.get_mut("count")?));
@@ -107,12 +113,22 @@ mod tests {
     }
 
     #[test]
+    fn the_same_law_about_another_worker_is_no_other_failure() {
+        let paid = |worker, task| kind(&format!("always: worker {worker} was paid twice for task {task}"));
+        let task = "2c67aad62c67aad62c67aad62c67aad6";
+        assert_eq!(paid("c0ffee42", task), paid("0badf00d", "11111111111111111111111111111111"));
+        assert_ne!(paid("c0ffee42", task), kind("always: worker c0ffee42 was told of a lease"));
+    }
+
+    #[test]
     fn every_candidate_is_another_scenario() {
-        let text =
-            "about = 'x'\n[job]\nrounds = 4\n[[workers]]\ncount = 6\n[[workers]]\ncount = 1\n[[faults]]\nwhat = 'cut'";
+        let text = "about = 'x'\n[job]\nrounds = 4\nstore = 'sqlite'\nshort_tasks = 1\n[[workers]]\ncount = 6\n[[workers]]\ncount = 1\n\
+             [[faults]]\nwhat = 'cut'\n[[queries]]\ngroup = 'x'\n[economy]\nvesting_rewards = 1";
         let scenario: Table = toml::from_str(text).unwrap();
         let candidates = smaller(&scenario);
-        assert_eq!(candidates.len(), 5, "without the fault, without either group, half of one group, half the rounds");
+        // Without the fault, either group, the queries, the economy, the database or the short tasks; half of one group, and
+        // half the rounds.
+        assert_eq!(candidates.len(), 9);
         assert!(candidates.iter().all(|candidate| *candidate != scenario));
     }
 }

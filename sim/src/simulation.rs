@@ -70,6 +70,18 @@ thread_local! {
     static START: RefCell<Option<tokio::time::Instant>> = const { RefCell::new(None) };
 }
 
+/// Plays `future` from the beginning of virtual time on.
+pub(crate) fn in_virtual_time<T>(future: impl Future<Output = T>) -> T {
+    let system = System::with_tokio_rt(|| {
+        #[expect(clippy::expect_used, reason = "actix takes no error; without a runtime there is nothing to do")]
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("event queue")
+    });
+    system.block_on(async {
+        START.set(Some(tokio::time::Instant::now()));
+        future.await
+    })
+}
+
 pub(crate) fn virtual_now() -> Time {
     let now = tokio::time::Instant::now();
     EPOCH + START.with_borrow(|start| start.map_or(Duration::ZERO, |start| now.duration_since(start)))
@@ -91,6 +103,15 @@ pub struct Progress {
 /// Makes what tasks are computed with of what honest workers use.
 pub type EngineOf = Box<dyn Fn(Arc<dyn Engine>) -> Arc<dyn Engine>>;
 
+/// When a run is given up for lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// A round takes longer than this, virtual seconds.
+    pub round_seconds: f64,
+    /// There are more events than this.
+    pub events: usize,
+}
+
 /// A scenario about to be played, with whatever a program adds to it.
 pub struct Simulation<'a> {
     scenario: &'a Scenario,
@@ -98,6 +119,7 @@ pub struct Simulation<'a> {
     faults: Vec<Faults>,
     until: Option<Duration>,
     patience: Duration,
+    bounds: Option<Bounds>,
     progress: Box<dyn FnMut(Progress) + 'a>,
 }
 
@@ -119,6 +141,7 @@ impl<'a> Simulation<'a> {
             faults: Vec::new(),
             until: None,
             patience: PATIENCE,
+            bounds: None,
             progress: Box::new(drop),
         }
     }
@@ -138,10 +161,11 @@ impl<'a> Simulation<'a> {
         self
     }
 
-    /// Ends after so much virtual time, whatever is done by then. Then only what must always hold is demanded.
+    /// Ends after so much virtual time, if any is given, whatever is done by then. Then only what must always hold is
+    /// demanded.
     #[must_use]
-    pub fn until(mut self, end: Duration) -> Self {
-        self.until = Some(end);
+    pub fn until(mut self, end: impl Into<Option<Duration>>) -> Self {
+        self.until = end.into();
         self
     }
 
@@ -149,6 +173,13 @@ impl<'a> Simulation<'a> {
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Gives it up for lost when a round takes longer than this, or there are more events: it is looked every virtual minute.
+    #[must_use]
+    pub fn give_up(mut self, round: Duration, events: usize) -> Self {
+        self.bounds = Some(Bounds { round_seconds: round.as_secs_f64(), events });
         self
     }
 
@@ -164,16 +195,11 @@ impl<'a> Simulation<'a> {
     /// # Panics
     /// Where the operating system has no event queue to give.
     pub fn run(self, seed: u64, threads: usize) -> Result<Outcome, SimError> {
-        let Self { scenario, behaviours, faults, until, patience, mut progress } = self;
-        let system = System::with_tokio_rt(|| {
-            #[expect(clippy::expect_used, reason = "actix takes no error; without a runtime there is nothing to do")]
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("event queue")
-        });
-        system.block_on(async {
-            START.set(Some(tokio::time::Instant::now()));
+        let Self { scenario, behaviours, faults, until, patience, bounds, mut progress } = self;
+        in_virtual_time(async {
             let (news, mut heard) = mpsc::unbounded_channel();
             let world = Rc::new(World::new(scenario, &behaviours, seed, threads, news)?);
-            world.begin(faults);
+            world.begin(faults, bounds);
             let mut telling = Telling::default();
             let finished = world.follow(&mut heard, &mut telling, &mut *progress);
             // Whatever takes longer than it may has failed already.

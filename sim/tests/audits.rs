@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+use std::path::Path;
+
 use hydra_sim::{Outcome, Scenario, run};
 
 /// Six honest workers and two that behave otherwise, audited as by default, by these verifiers.
@@ -10,8 +12,6 @@ fn play(behaviour: &str, verifiers: &str) -> Outcome {
 }
 
 fn play_by(by: &str, behaviour: &str, verifiers: &str) -> Outcome {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("scenario.toml");
     let text = format!(
         "about = 'two of eight cheat'\n\
          job = {{ rounds = 4, inner_steps = 6, batch = 4, learning_rate = 0.01, \
@@ -25,8 +25,7 @@ fn play_by(by: &str, behaviour: &str, verifiers: &str) -> Outcome {
          honest_lose_nothing = true\n\
          cheats_keep_nothing = true\n"
     );
-    std::fs::write(&path, text).unwrap();
-    let outcome = run(&Scenario::read(&path).unwrap(), 3, 2).unwrap();
+    let outcome = run(&Scenario::parse(Path::new("scenario.toml"), &text).unwrap(), 3, 2).unwrap();
     assert_eq!(outcome.failures, Vec::<String>::new(), "{behaviour} {verifiers}");
     outcome
 }

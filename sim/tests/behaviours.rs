@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+use std::path::Path;
+
 use hydra_sim::{Outcome, Scenario, run};
 
 /// Six honest workers and two of another kind.
 fn play(behaviour: &str) -> Outcome {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("scenario.toml");
     let text = format!(
         "about = 'two of eight cheat'\n\
          job = {{ rounds = 3, inner_steps = 6, batch = 4, learning_rate = 0.01, \
@@ -15,8 +15,7 @@ fn play(behaviour: &str) -> Outcome {
          workers = [{{ count = 6, tokens_per_second = 1000 }}, \
          {{ count = 2, tokens_per_second = 1000, behaviour = {behaviour} }}]\n"
     );
-    std::fs::write(&path, text).unwrap();
-    let outcome = run(&Scenario::read(&path).unwrap(), 3, 2).unwrap();
+    let outcome = run(&Scenario::parse(Path::new("scenario.toml"), &text).unwrap(), 3, 2).unwrap();
     assert_eq!(outcome.failures, Vec::<String>::new(), "{behaviour}");
     let harmed: u64 = outcome.workers.iter().filter(|worker| worker.honest).map(|worker| worker.rejected).sum();
     assert_eq!(harmed, 0, "{behaviour}: honest work was rejected");

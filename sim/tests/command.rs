@@ -85,6 +85,8 @@ fn a_folder_is_played_again_shrunk_and_compared_and_not_believed_when_it_was_edi
     assert_eq!(sim(&[&scenario, "--seed", "2", "--out", &other]).0, 0);
     let report = fs::read_to_string(Path::new(&one).join("report.html")).unwrap();
     assert!(report.contains("<polyline") && report.contains("FAILED") && !report.contains("http"), "self-contained");
+    let again = format!("cargo sim {scenario} --seed 1 --set 'expect.loss_below=0.001'");
+    assert!(report.contains(&format!("again: <code>{again}</code>")), "{again} is not in the report");
     assert_eq!(fs::read_to_string(Path::new(&one).join("metrics.csv")).unwrap().lines().count(), 4);
 
     let (code, text) = sim(&["replay", &one]);
@@ -96,7 +98,13 @@ fn a_folder_is_played_again_shrunk_and_compared_and_not_believed_when_it_was_edi
     let (code, text) = sim(&["shrink", &one]);
     assert!(code == 0 && text.contains("FAILED: the validation loss"), "{text}");
     let shrunk = fs::read_to_string(Path::new(&one).join("shrunk.toml")).unwrap();
+    assert!(text.trim_end().ends_with("shrunk.toml --seed 1"), "{text}");
     assert!(shrunk.contains("rounds = 1") && !shrunk.contains("pause") && !shrunk.contains("scale"), "{shrunk}");
+
+    let until = at("until");
+    assert_eq!(sim(&[&scenario, "--until", "9", "--out", &until]).0, 0);
+    let report = fs::read_to_string(Path::new(&until).join("report.html")).unwrap();
+    assert!(report.contains("--seed 1 --until 9</code>"), "a run that was cut short is cut short again");
 
     let events = Path::new(&one).join("events.jsonl");
     let text = fs::read_to_string(&events).unwrap();
@@ -128,7 +136,7 @@ fn the_published_schema_is_that_of_scenario_files() {
 
 #[test]
 fn every_help_has_examples_of_its_own() {
-    for subcommand in ["list", "new", "replay", "shrink", "diff", "schema"] {
+    for subcommand in ["list", "new", "replay", "shrink", "diff", "schema", "sweep"] {
         let (code, text) = sim(&[subcommand, "--help"]);
         assert_eq!(code, 0, "{text}");
         assert!(text.contains("Examples:\n") && text.contains(&format!("cargo sim {subcommand}")), "{text}");

@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use hydra::protocol::{DeviceKind, InnerOptimizer, ModelSpec};
+use hydra::training::{Batch, Engine, EngineError, Params, Session};
 use hydra_sim::{Outcome, Scenario, SimError, Simulation, Strike, Trouble, Victim, run};
 
 const SMALL: &str = "about = 'a small swarm'\n\
@@ -131,6 +135,16 @@ fn a_swarm_that_never_recovers_fails_its_scenario() {
 }
 
 #[test]
+fn what_cannot_go_on_is_given_up_where_somebody_says_when() {
+    let scenario = scenario("[[faults]]\nwhat = 'crash'\nwho = 'workers'\nat_seconds = [5]\nfor_seconds = 4000000");
+    let outcome = Simulation::new(&scenario).give_up(Duration::from_secs(600), 100_000).run(5, 2).unwrap();
+    assert!(outcome.failures.iter().any(|why| why.contains("no round has closed for 600 s")), "{:?}", outcome.failures);
+    assert!(outcome.virtual_seconds < 800.0);
+    let outcome = Simulation::new(&scenario).give_up(Duration::from_secs(600), 5).run(5, 2).unwrap();
+    assert!(outcome.failures.iter().any(|why| why.contains("more than 5 events")), "{:?}", outcome.failures);
+}
+
+#[test]
 fn a_run_can_be_ended_early_and_a_program_can_add_faults() {
     let scenario = scenario("[expect]\nloss_below = 0.001");
     let short = Simulation::new(&scenario).until(Duration::from_secs(10)).run(5, 2).unwrap();
@@ -153,4 +167,62 @@ fn a_custom_behaviour_that_nobody_gives_is_refused() {
     let text = SMALL.replace("count = 6", "behaviour = 'custom', count = 6");
     let scenario = Scenario::parse(Path::new("small.toml"), &text).unwrap();
     assert!(matches!(run(&scenario, 5, 2), Err(SimError::Custom(name)) if name == "all"));
+}
+
+/// Panics in the third task that somebody does with it, as a bug in what it stands for would.
+struct Broken(Arc<dyn Engine>, AtomicU32);
+
+impl Engine for Broken {
+    fn kind(&self) -> DeviceKind {
+        self.0.kind()
+    }
+
+    fn train(&self, model: &ModelSpec, base: &Params, with: &InnerOptimizer) -> Result<Box<dyn Session>, EngineError> {
+        assert!(self.1.fetch_add(1, Ordering::Relaxed) < 2, "an index that there is not");
+        self.0.train(model, base, with)
+    }
+
+    fn loss(&self, model: &ModelSpec, at: &Params, on: &mut dyn Iterator<Item = Batch>) -> Result<f64, EngineError> {
+        self.0.loss(model, at, on)
+    }
+}
+
+#[test]
+fn a_computation_that_panics_fails_its_scenario_and_leaves_nobody_waiting() {
+    let text = SMALL.replace("count = 6", "behaviour = 'custom', count = 6");
+    let scenario = Scenario::parse(Path::new("small.toml"), &text).unwrap();
+    // With one thread, nothing would be computed any more if it died.
+    for threads in [1, 2] {
+        let broken = |honest| Arc::new(Broken(honest, AtomicU32::new(0))) as Arc<dyn Engine>;
+        let outcome = Simulation::new(&scenario).behaviour("all", broken).run(5, threads).unwrap();
+        let told = "always: a computation panicked: an index that there is not";
+        assert!(outcome.failures.iter().any(|failure| failure == told), "{:?}", outcome.failures);
+    }
+}
+
+#[test]
+fn a_program_cannot_do_what_files_cannot_and_a_source_of_faults_that_panics_is_heard_of() {
+    let scenario = scenario("");
+    let failures = |source: fn(&mut _) -> Option<Strike>| {
+        Simulation::new(&scenario).faults(source).run(5, 2).unwrap().failures.join("; ")
+    };
+    let impossible = failures(|_| {
+        let (what, who) = (Trouble::DiskFull, Victim::Workers);
+        Some(Strike { after_seconds: 3.0, what, who, group: None, share: 1.0, for_seconds: 2.0 })
+    });
+    assert!(impossible.contains("DiskFull cannot happen to who = Workers"), "{impossible}");
+    let panics = failures(|_| panic!("as a bug does"));
+    assert!(panics.contains("a source of faults panicked"), "{panics}");
+}
+
+#[test]
+fn a_torn_write_is_mended_when_the_coordinator_is_back() {
+    // Nothing is written while all workers are paused.
+    let faults = "[[faults]]\nwhat = 'pause'\nwho = 'workers'\nat_seconds = [2]\nfor_seconds = 60\n\
+        [[faults]]\nwhat = 'crash-writing'\nwho = 'coordinator'\nat_seconds = [10]\nfor_seconds = 4\n";
+    let outcome = play(faults);
+    let torn = outcome.strikes.iter().find(|strike| strike.what == Trouble::CrashWriting).unwrap();
+    let again = outcome.log.iter().find_map(|line| line.strip_suffix(" the coordinator starts again")).unwrap();
+    assert!(torn.until_seconds > 60.0, "{torn:?}");
+    assert_eq!(torn.until_seconds * 1000.0, again.parse::<f64>().unwrap());
 }

@@ -45,12 +45,7 @@ pub(crate) fn new(path: &Path) -> anyhow::Result<bool> {
 
 fn play_folder(folder: &RunFolder) -> anyhow::Result<Outcome> {
     let scenario = folder.scenario()?;
-    let simulation = Simulation::new(&scenario);
-    let simulation = match folder.until() {
-        Some(until) => simulation.until(until),
-        None => simulation,
-    };
-    Ok(simulation.run(folder.played.seed, cores())?)
+    Ok(Simulation::new(&scenario).until(folder.until()).run(folder.played.seed, cores())?)
 }
 
 pub(crate) fn replay(path: &Path) -> anyhow::Result<bool> {
@@ -79,12 +74,8 @@ pub(crate) fn shrink_run(path: &Path, plays: usize) -> anyhow::Result<bool> {
     }
     let shrunk = shrink(&played.folder.join(&played.name), &folder.text, &played.failures, plays, |scenario| {
         // Smaller, it should not take longer; nothing is gained by waiting for what never ends.
-        let simulation = Simulation::new(scenario).patience((folder.took() * 3).max(Duration::from_mins(1)));
-        let simulation = match folder.until() {
-            Some(until) => simulation.until(until),
-            None => simulation,
-        };
-        simulation.run(played.seed, cores()).ok()
+        let patience = (folder.took() * 3).max(Duration::from_mins(1));
+        Simulation::new(scenario).patience(patience).until(folder.until()).run(played.seed, cores()).ok()
     })?;
     let to = path.join("shrunk.toml");
     fs::write(&to, &shrunk.text)?;
@@ -95,7 +86,8 @@ pub(crate) fn shrink_run(path: &Path, plays: usize) -> anyhow::Result<bool> {
         shrunk.plays
     );
     shrunk.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
-    println!("again: cargo sim {} --seed {}", to.display(), played.seed);
+    let until = played.until.map(|until| format!(" --until {until}")).unwrap_or_default();
+    println!("again: cargo sim {} --seed {}{until}", to.display(), played.seed);
     Ok(true)
 }
 

@@ -43,10 +43,7 @@ fn play_seed(
     threads: usize,
     show: bool,
 ) -> anyhow::Result<(Outcome, Duration)> {
-    let simulation = || {
-        let simulation = Simulation::new(scenario);
-        args.until.map_or(Simulation::new(scenario), |until| simulation.until(Duration::from_secs(until)))
-    };
+    let simulation = || Simulation::new(scenario).until(args.until.map(Duration::from_secs));
     let watch = Stopwatch::start();
     let rounds = scenario.job.rounds;
     let mut outcome = simulation()
@@ -97,6 +94,7 @@ fn play_one(args: &Play, path: &Path, scenario: &Scenario) -> anyhow::Result<boo
             folder,
             seed,
             until: args.until,
+            again: again(args, path, seed),
             commit,
             scenario: Digest::of(&[]),
             events: Digest::of(&[]),

@@ -25,12 +25,58 @@ pub(crate) use records::Records;
 pub(crate) struct Health {
     /// Reasons for which nothing can be written now.
     pub full: Cell<u32>,
-    /// How long each write takes.
-    pub slow: Cell<Duration>,
+    /// Reasons for which each write takes so many milliseconds.
+    slow: RefCell<Vec<u64>>,
     /// What the next write does instead of succeeding.
     pub torn: Cell<Option<Torn>>,
-    /// A write was refused since the process began: it may die of that.
-    pub refused: Cell<bool>,
+    /// The next write has come, and was that.
+    pub tore: Cell<bool>,
+    /// The last write was refused: whoever wanted it may die of that.
+    refused: Cell<bool>,
+    /// When one succeeded after that: what was said of the one before is on its way until then.
+    again: Cell<Option<Time>>,
+}
+
+impl Health {
+    /// How long each write takes.
+    pub fn slow(&self) -> Duration {
+        Duration::from_millis(self.slow.borrow().iter().copied().max().unwrap_or(0))
+    }
+
+    /// One more reason for that.
+    pub fn slow_down(&self, milliseconds: u64) {
+        self.slow.borrow_mut().push(milliseconds);
+    }
+
+    /// One reason less.
+    pub fn speed_up(&self, milliseconds: u64) {
+        let mut slow = self.slow.borrow_mut();
+        if let Some(place) = slow.iter().position(|reason| *reason == milliseconds) {
+            slow.swap_remove(place);
+        }
+    }
+
+    pub fn refuse(&self) {
+        self.refused.set(true);
+    }
+
+    pub fn succeed(&self) {
+        if self.refused.take() {
+            self.again.set(Some(virtual_now()));
+        }
+    }
+
+    /// Whether a process may have died of it.
+    pub fn is_excuse(&self) -> bool {
+        self.refused.get() || self.again.get() == Some(virtual_now())
+    }
+
+    /// A new process begins, which was refused nothing.
+    pub fn forget(&self) {
+        self.refused.set(false);
+        self.again.set(None);
+        self.tore.set(false);
+    }
 }
 
 /// A process that dies while it writes.
@@ -113,5 +159,72 @@ impl ResultStore for KeptResult {
             kept.let_go = Some((virtual_now(), finished.submission.commitment));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulation::in_virtual_time;
+    use hydra::protocol::{DeviceKind, Digest, TaskId, Trail};
+
+    fn finished(name: &[u8]) -> Finished {
+        let digest = Digest::of(name);
+        let trail = Trail { device: DeviceKind::Other, states: vec![digest] };
+        let submission = Submission::new(TaskId(digest), digest, vec![1.0], trail, 8);
+        Finished { submission, payload: name.to_vec() }
+    }
+
+    #[test]
+    fn what_was_let_go_covers_what_was_said_at_that_moment_and_nothing_later() {
+        in_virtual_time(async {
+            let (mut kept, one, other) = (KeptResult::default(), finished(b"one"), finished(b"other"));
+            let commits = |finished: &Finished| WorkerRequest::Commit(finished.submission.commitment);
+            assert!(kept.covers(&WorkerRequest::Lease { tokens_per_second: 1 }), "that binds nobody to anything");
+            assert!(!kept.covers(&commits(&one)));
+            kept.keep(&one).unwrap();
+            assert!(kept.covers(&commits(&one)) && kept.covers(&WorkerRequest::Submit(one.submission.clone())));
+            assert!(!kept.covers(&commits(&other)));
+            kept.let_go().unwrap();
+            assert!(kept.found().is_none() && kept.covers(&commits(&one)), "it was on its way");
+            kept.let_go().unwrap();
+            assert!(kept.covers(&commits(&one)), "nothing was there to let go");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!kept.covers(&commits(&one)));
+            kept.keep(&other).unwrap();
+            assert!(kept.covers(&commits(&other)) && !kept.covers(&commits(&one)));
+        });
+    }
+
+    #[test]
+    fn a_disk_is_as_slow_as_its_worst_trouble_until_that_is_mended() {
+        let health = Health::default();
+        for (milliseconds, slow) in [(300, 300), (900, 900), (500, 900)] {
+            health.slow_down(milliseconds);
+            assert_eq!(health.slow(), Duration::from_millis(slow));
+        }
+        for (milliseconds, slow) in [(900, 500), (300, 500), (500, 0)] {
+            health.speed_up(milliseconds);
+            assert_eq!(health.slow(), Duration::from_millis(slow));
+        }
+    }
+
+    #[test]
+    fn what_was_refused_excuses_nobody_once_a_write_has_succeeded() {
+        in_virtual_time(async {
+            let health = Health::default();
+            health.succeed();
+            assert!(!health.is_excuse());
+            health.refuse();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(health.is_excuse());
+            health.succeed();
+            assert!(health.is_excuse(), "the refusal is on its way");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!health.is_excuse());
+            health.refuse();
+            health.forget();
+            assert!(!health.is_excuse(), "a new process was refused nothing");
+        });
     }
 }

@@ -138,7 +138,7 @@ impl RecordStore for OpenRecords {
     fn append(&mut self, records: &[Record]) -> Result<(), RecordStoreError> {
         let health = Rc::clone(&self.records.health);
         let refuse = |why: &str| {
-            health.refused.set(true);
+            health.refuse();
             Err(RecordStoreError(why.to_owned()))
         };
         if !self.alive.load(Ordering::Relaxed) {
@@ -147,10 +147,12 @@ impl RecordStore for OpenRecords {
         if health.full.get() > 0 {
             return refuse("disk full");
         }
-        if !health.slow.get().is_zero() {
-            self.standing.pause(virtual_now() + health.slow.get());
+        if !health.slow().is_zero() {
+            self.standing.pause(virtual_now() + health.slow());
         }
-        match health.torn.take() {
+        let torn = health.torn.take();
+        health.tore.set(torn.is_some());
+        match torn {
             None => self.write(records),
             Some(Torn::After) => {
                 self.write(records)?;

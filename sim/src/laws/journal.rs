@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use hydra::coordinator::Record;
 use hydra::ledger::{Account, Economy, Entry, Kind, Purpose, TransferId};
-use hydra::protocol::{Amount, Balance, Digest, PublicKey, Round, TaskId};
+use hydra::protocol::{Amount, Digest, Emission, PublicKey, Round, TaskId};
 
 /// What a ledger's journal must say.
 pub(super) struct JournalLaws {
@@ -10,7 +11,11 @@ pub(super) struct JournalLaws {
     paid: BTreeSet<(PublicKey, TaskId)>,
     /// Pays that are neither vested nor forfeited, and whose they are.
     pays: BTreeMap<TransferId, PublicKey>,
-    /// How many of them each has.
+    /// What each round was paid, in the order of the journal.
+    rounds: BTreeMap<Round, Vec<(PublicKey, Amount)>>,
+    /// False work that was paid for by whoever did it.
+    findings: BTreeSet<Digest>,
+    /// How many pays each has that are neither vested nor forfeited.
     unvested: BTreeMap<PublicKey, u32>,
     emitted: i128,
     /// What queries hold, and of whom.
@@ -37,6 +42,8 @@ impl JournalLaws {
             economy,
             paid: BTreeSet::new(),
             pays: BTreeMap::new(),
+            rounds: BTreeMap::new(),
+            findings: BTreeSet::new(),
             unvested: BTreeMap::new(),
             emitted: 0,
             holds: BTreeMap::new(),
@@ -60,6 +67,20 @@ impl JournalLaws {
         self.settled
     }
 
+    /// What the coordinator says that the ledger has done, it has.
+    pub fn confirm(&self, record: &Record) -> Result<(), String> {
+        match record {
+            Record::RoundPaid { round, pays } if self.rounds.get(round) != Some(pays) => {
+                let (said, round) = (pays.len(), round.0);
+                Err(format!("the coordinator believes in {said} pays for round {round}, which are not in the journal"))
+            }
+            Record::Forfeited { finding } if !self.findings.contains(finding) => Err(format!(
+                "the coordinator believes that finding {finding} was paid for, which the journal does not say"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes in what was written together; says what is wrong with it.
     pub fn read(&mut self, entries: &[Entry], verdicts: &BTreeSet<Digest>) -> Vec<String> {
         let (mut broken, mut sums) = (Vec::new(), Sums::default());
@@ -78,7 +99,14 @@ impl JournalLaws {
                         broken.push(format!("worker {} was paid for a verdict that is not on record", worker.short()));
                     }
                     self.pays.insert(transfer.id, worker);
+                    self.rounds.entry(round).or_default().push((worker, transfer.amount));
                     *self.unvested.entry(worker).or_default() += 1;
+                }
+                (_, Purpose::NothingDue { round, .. }) => {
+                    self.rounds.entry(round).or_default();
+                }
+                (_, Purpose::Slash { finding, .. }) => {
+                    self.findings.insert(finding);
                 }
                 (Kind::Post { pending }, Purpose::Vest) => sums.vested.extend(self.resolve(pending)),
                 // A stake on its way out is taken back like that too, and was not emitted.
@@ -128,8 +156,8 @@ impl JournalLaws {
 
     fn check(&self, sums: &Sums, broken: &mut Vec<String>) {
         if let Some((round, before, paid)) = sums.round {
-            let due = self.economy.emission(round, Balance(before)).micro();
-            if paid != i128::from(due) {
+            let due = due(self.economy.config().emission, round, before);
+            if paid != due {
                 broken.push(format!("round {} paid {paid} µHYD of {due}", round.0));
             }
         }
@@ -149,6 +177,12 @@ impl JournalLaws {
     }
 }
 
+/// What a round emits when so much was emitted before it, µHYD.
+fn due(Emission { initial, halving_rounds, cap }: Emission, round: Round, before: i128) -> i128 {
+    let scheduled = i128::from(initial.micro()) >> (round.0 / halving_rounds).min(127);
+    scheduled.min(i128::from(cap.micro()) - before)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +200,7 @@ mod tests {
         let laws = || JournalLaws::new(EconomyConfig::default().check().unwrap());
         let digest = Digest::of(b"a verdict");
         let (worker, run) = (Account::Wallet(Keypair::from_secret(&[1; 32]).public()), RunId(digest));
-        let due = laws().economy.emission(Round(0), Balance(0)).micro();
+        let due = 100_000_000;
         let pay = |id, task: &[u8], micro| {
             let task = TaskId(Digest::of(task));
             let purpose = Purpose::Pay { run, round: Round(0), task, verdict: digest, verdicts: digest };
@@ -192,5 +226,47 @@ mod tests {
         assert_eq!(read(&[hold, post(10), share(10)], &said), "");
         assert!(read(&[hold, post(11), share(11)], &said).contains("did not hold"));
         assert!(read(&[hold, post(9), share(8)], &said).contains("8 were shared out"));
+    }
+
+    #[test]
+    fn emission_is_halved_and_ends_at_the_cap() {
+        let hyd = |hyd| Amount::from_hyd(hyd);
+        let emission = Emission { initial: hyd(100), halving_rounds: 10, cap: hyd(1550) };
+        assert_eq!(
+            [0, 9, 10, 25].map(|round| due(emission, Round(round), 0)),
+            [100, 100, 50, 25].map(|n| n * 1_000_000)
+        );
+        assert_eq!(due(emission, Round(30), 1_545_000_000), 5_000_000);
+        assert_eq!(due(emission, Round(5000), 0), 0);
+    }
+
+    #[test]
+    fn what_the_coordinator_believes_was_paid_is_in_the_journal() {
+        let mut laws = JournalLaws::new(EconomyConfig::default().check().unwrap());
+        let (digest, finding) = (Digest::of(b"a verdict"), Digest::of(b"a finding"));
+        let key = Keypair::from_secret(&[1; 32]).public();
+        let (run, worker) = (RunId(digest), Account::Wallet(key));
+        let paid = |round: u32, micro| Record::RoundPaid {
+            round: Round(round),
+            pays: vec![(key, Amount::from_micro(micro).unwrap())],
+        };
+        let (nothing, forfeited) = (Record::RoundPaid { round: Round(1), pays: vec![] }, Record::Forfeited { finding });
+        for record in [paid(0, 100_000_000), nothing.clone(), forfeited.clone()] {
+            assert!(laws.confirm(&record).unwrap_err().contains("believes"), "{record:?}");
+        }
+        let task = TaskId(Digest::of(b"a"));
+        let purpose = Purpose::Pay { run, round: Round(0), task, verdict: digest, verdicts: digest };
+        let slash = Purpose::Slash { verdict: digest, finding };
+        let entries = [
+            entry(1, Kind::Pending { expires: None }, Account::Emission, worker, 100_000_000, purpose),
+            entry(2, Kind::Single, Account::Stake(key), Account::Burn, 0, slash),
+        ];
+        assert_eq!(laws.read(&entries, &BTreeSet::from([digest])), Vec::<String>::new());
+        let none = Purpose::NothingDue { run, round: Round(1), verdicts: digest };
+        laws.read(&[entry(3, Kind::Single, Account::Emission, Account::Treasury, 0, none)], &BTreeSet::new());
+        for record in [paid(0, 100_000_000), nothing, forfeited] {
+            assert_eq!(laws.confirm(&record), Ok(()));
+        }
+        assert!(laws.confirm(&paid(0, 99_999_999)).is_err() && laws.confirm(&paid(1, 1)).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! What must always hold, whatever the scenario: a second reading of all that is written and said, which shares no code
-//! with those who wrote and said it.
+//! with those who wrote and said it. Two things are production's own here too: which tasks a round has, and the
+//! aggregation that makes a model again, with its results in another order.
 
 mod journal;
 mod records;
@@ -14,6 +15,8 @@ use hydra::store::Blobs;
 
 use journal::JournalLaws;
 use records::RecordLaws;
+
+use crate::simulation::virtual_now;
 
 /// Whoever breaks one law breaks many: the first few say what happened.
 const TOLD: usize = 8;
@@ -41,9 +44,10 @@ impl Laws {
     /// These are on the coordinator's disk.
     pub fn recorded(&self, records: &[Record], now: Time) {
         let watched = &mut *self.watched();
-        watched.records.begin_write();
+        watched.records.begin_write(now);
         for record in records {
-            if let Err(broken) = watched.records.read(record, now) {
+            let held = watched.records.read(record, now).and_then(|()| watched.journal.confirm(record));
+            if let Err(broken) = held {
                 watched.tell(broken);
             }
         }
@@ -52,7 +56,7 @@ impl Laws {
     /// The coordinator answers.
     pub fn answered(&self, worker: &PublicKey, asked: Option<&WorkerRequest>, reply: &WorkerReply) {
         let watched = &mut *self.watched();
-        if let Err(broken) = watched.records.answer(worker, asked, reply) {
+        if let Err(broken) = watched.records.answer(worker, asked, reply, virtual_now()) {
             watched.tell(broken);
         }
     }

@@ -44,8 +44,9 @@ pub(super) struct RecordLaws {
     /// Accepted results of rounds that are closed.
     results: BTreeMap<CaseId, PublicKey>,
     lent: BTreeSet<(PublicKey, TaskId)>,
-    /// What the last write lent: a request that was answered before may be answered after it.
-    just_lent: BTreeSet<(PublicKey, TaskId)>,
+    /// What the last write lent, and when that was: a request that was answered before may be answered after it, at the
+    /// same moment.
+    just_lent: (Time, BTreeSet<(PublicKey, TaskId)>),
     committed: BTreeSet<(PublicKey, TaskId)>,
     handed_in: BTreeSet<(PublicKey, TaskId)>,
     verdicts: BTreeSet<Digest>,
@@ -72,7 +73,7 @@ impl RecordLaws {
             slots: Vec::new(),
             results: BTreeMap::new(),
             lent: BTreeSet::new(),
-            just_lent: BTreeSet::new(),
+            just_lent: (Time(0), BTreeSet::new()),
             committed: BTreeSet::new(),
             handed_in: BTreeSet::new(),
             verdicts: BTreeSet::new(),
@@ -85,8 +86,8 @@ impl RecordLaws {
     }
 
     /// The records that follow were written together.
-    pub fn begin_write(&mut self) {
-        self.just_lent.clear();
+    pub fn begin_write(&mut self, now: Time) {
+        self.just_lent = (now, BTreeSet::new());
     }
 
     pub fn read(&mut self, record: &Record, now: Time) -> Held {
@@ -223,7 +224,7 @@ impl RecordLaws {
     fn lends(&mut self, index: u32, worker: PublicKey, deadline: Time, now: Time) -> Held {
         let lent = self.tasks.get(index as usize).map(|task| (worker, *task));
         self.lent.extend(lent);
-        self.just_lent.extend(lent);
+        self.just_lent.1.extend(lent);
         let slot = self.slot(index)?;
         let others = slot.leases.iter().filter(|(other, _)| **other != worker).any(|(_, until)| *until > now);
         let renewed = slot.leases.insert(worker, deadline).is_some();
@@ -266,7 +267,7 @@ impl RecordLaws {
     }
 
     /// Nobody is told of what is not on the disk, nor that what is there is not.
-    pub fn answer(&self, worker: &PublicKey, asked: Option<&WorkerRequest>, reply: &WorkerReply) -> Held {
+    pub fn answer(&self, worker: &PublicKey, asked: Option<&WorkerRequest>, reply: &WorkerReply, now: Time) -> Held {
         let told = |known: &BTreeSet<(PublicKey, TaskId)>, task: &TaskId, what: &str| {
             demand(known.contains(&(*worker, *task)), || {
                 format!("worker {} was told of {what} that is not on the coordinator's disk", worker.short())
@@ -281,8 +282,9 @@ impl RecordLaws {
             (_, WorkerReply::Refused { task: Some(task), reason: RefusalReason::NotYourTask }) => {
                 let slot = self.places.get(task).and_then(|index| self.slots.get(*index));
                 let lent = slot.is_some_and(|slot| slot.leases.contains_key(worker));
-                let before = !self.just_lent.contains(&(*worker, *task));
-                demand(!(lent && before) || self.closed, || {
+                let (written, just_lent) = &self.just_lent;
+                let answered_before = now == *written && just_lent.contains(&(*worker, *task));
+                demand(!lent || answered_before || self.closed, || {
                     format!("worker {} was told that a task is not its own, which it was lent", worker.short())
                 })
             }
@@ -290,3 +292,6 @@ impl RecordLaws {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hydra::coordinator::{Coordinator, CoordinatorPorts, Rounds, State};
 use hydra::ledger::{Desk, LedgerActor};
 use hydra::protocol::{Round, Time};
-use hydra::runtime::{Clock, Threads, Watch};
+use hydra::runtime::{Clock, Watch};
 use hydra::verifier::{Audit, Verifier, VerifierPorts};
 use hydra::worker::{Labour, Worker, WorkerPorts};
 
@@ -17,8 +17,8 @@ use crate::Behaviour;
 use crate::disk::SlowWriter;
 use crate::faults::{Faults, Victim};
 use crate::network::Standing;
-use crate::process::{Machine, Process};
-use crate::simulation::virtual_now;
+use crate::process::{Machine, Process, Real};
+use crate::simulation::{Bounds, virtual_now, virtual_seconds};
 
 /// How long checks, aggregation and the like take, virtual.
 const SERVICE_TIME: Duration = Duration::from_millis(50);
@@ -41,7 +41,7 @@ impl Clock for VirtualClock {
 
 impl World {
     /// Starts everybody who is there at the beginning, and everything that happens later.
-    pub fn begin(self: &Rc<Self>, faults: Vec<Faults>) {
+    pub fn begin(self: &Rc<Self>, faults: Vec<Faults>, bounds: Option<Bounds>) {
         self.start_ledger();
         (0..self.verifiers.len()).for_each(|index| self.start_verifier(index));
         self.start_coordinator();
@@ -63,11 +63,17 @@ impl World {
         let sources = rare.map(crate::Fault::source).chain(faults);
         for (index, source) in sources.enumerate() {
             let rng = self.spec.seed.derive("fault", index as u64).rng();
-            actix::spawn(Rc::clone(self).suffer(source, rng));
+            let suffering = actix::spawn(Rc::clone(self).suffer(source, rng));
+            let world = Rc::clone(self);
+            actix::spawn(async move {
+                if suffering.await.is_err_and(|error| error.is_panic()) {
+                    world.broken("a source of faults panicked");
+                }
+            });
         }
         self.begin_round();
         self.begin_queries();
-        actix::spawn(Rc::clone(self).call_roll());
+        actix::spawn(Rc::clone(self).call_roll(bounds));
     }
 
     pub fn say(&self, what: &str) {
@@ -83,9 +89,13 @@ impl World {
         Arc::new(VirtualClock(Arc::clone(skew)))
     }
 
-    /// The real threads, and what is under way on them.
-    fn real(&self) -> (Rc<Threads>, Arc<crate::process::UnderWay>) {
-        (Rc::clone(&self.threads), Arc::clone(&self.blobs.work))
+    fn real(&self) -> Real {
+        let news = self.news.clone();
+        let panicked = move |why: &str| {
+            // Nobody hears it when the world has ended.
+            let _ = news.send(super::News::Broken(format!("a computation panicked: {why}")));
+        };
+        Real { threads: Rc::clone(&self.threads), work: Arc::clone(&self.blobs.work), panicked: Rc::new(panicked) }
     }
 
     fn service(&self, standing: &Arc<Standing>, tokens_per_second: u64) -> Machine {
@@ -93,6 +103,7 @@ impl World {
     }
 
     fn start_ledger(&self) {
+        self.journal.health.forget();
         let desk = self.journal.open().and_then(|journal| {
             let writer = SlowWriter::new(journal, key(&self.spec.seed, "ledger key", 0));
             Desk::open(self.journal.config(), Box::new(writer))
@@ -128,8 +139,7 @@ impl World {
         let state = State::replay(self.spec.clone(), records);
         let trusted = self.cast.verifiers.iter().map(|(key, _)| *key).collect();
         let secrets = self.scenario.audits.is_some().then(|| self.scenario.secrets(self.number));
-        self.records.health.refused.set(false);
-        self.journal.health.refused.set(false);
+        self.records.health.forget();
         let alive = Arc::new(AtomicBool::new(true));
         let store = match self.records.open(&alive, &self.front.standing) {
             Ok(store) => Box::new(store),
@@ -246,31 +256,99 @@ impl World {
     }
 
     /// An actor that panics is gone without a word; nobody may be.
-    async fn call_roll(self: Rc<Self>) {
+    async fn call_roll(self: Rc<Self>, bounds: Option<Bounds>) {
         loop {
             tokio::time::sleep(ROLL_CALL).await;
-            let dead = (!self.coordinator.is_well()).then_some("the coordinator");
-            let dead = dead.or_else(|| (!self.ledger.is_well()).then_some("the ledger"));
-            let dead = dead.or_else(|| (!self.verifiers.iter().all(Process::is_well)).then_some("a verifier"));
-            let dead = dead.or_else(|| (!self.workers.iter().all(|node| node.process.is_well())).then_some("a worker"));
-            if let Some(dead) = dead {
-                return self.broken(format!("{dead} is dead, and nothing has killed it"));
+            if let Some(dead) = self.dead() {
+                return self.broken(dead);
+            }
+            let Some(Bounds { round_seconds, events }) = bounds else { continue };
+            let (since, rounds) = (self.round_since.get(), u64::from(self.scenario.job.rounds));
+            if self.rounds_begun.get() <= rounds && virtual_seconds() - since > round_seconds {
+                return self.broken(format!("no round has closed for {round_seconds} s"));
+            }
+            if self.log.borrow().lines.len() > events {
+                return self.broken(format!("there are more than {events} events"));
             }
         }
     }
 
+    /// Who has died of itself.
+    pub(super) fn dead(&self) -> Option<String> {
+        // Of a disk that failed a coordinator may die, and is started again in a moment.
+        let coordinator = self.coordinator.is_well() || self.records.health.is_excuse();
+        let dead = (!coordinator).then_some("the coordinator");
+        let dead = dead.or_else(|| (!self.ledger.is_well()).then_some("the ledger"));
+        let dead = dead.or_else(|| (!self.verifiers.iter().all(Process::is_well)).then_some("a verifier"));
+        let dead = dead.or_else(|| (!self.workers.iter().all(|node| node.process.is_well())).then_some("a worker"));
+        dead.map(|dead| format!("{dead} is dead, and nothing has killed it"))
+    }
+
     /// The coordinator says that it cannot go on. Of a disk that failed it may die: it is started again.
     pub(super) fn dies(self: &Rc<Self>, why: String) -> Result<(), String> {
-        if !self.records.health.refused.get() && !self.journal.health.refused.get() {
+        if !self.records.health.is_excuse() && !self.journal.health.is_excuse() {
             return Err(why);
         }
         self.say(&format!("the coordinator dies: {why}"));
         self.fall(Victim::Coordinator, 0);
-        let (world, pause) = (Rc::clone(self), self.restart.replace(RESTART));
+        let torn = self.records.health.tore.take();
+        let pause = if torn { self.restart.get() } else { RESTART };
+        if torn {
+            let mut struck = self.struck.borrow_mut();
+            for place in self.tears.take() {
+                struck[place].until_seconds = virtual_seconds() + pause.as_secs_f64();
+            }
+        }
+        let world = Rc::clone(self);
         actix::spawn(async move {
             tokio::time::sleep(pause).await;
             world.rise(Victim::Coordinator, 0);
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use hydra::coordinator::Look;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::Scenario;
+    use crate::simulation::in_virtual_time;
+
+    const SMALL: &str = "about = 'a small swarm'\n\
+        job = { rounds = 4, inner_steps = 4, batch = 4, objective = 'surrogate', \
+        model = { layers = 1, width = 4, heads = 1, hidden = 4, context = 8 } }\n\
+        workers = [{ count = 2, tokens_per_second = 40 }]\n";
+
+    #[test]
+    fn an_actor_that_panics_is_missed_at_the_end_however_soon_that_is() {
+        let scenario = Scenario::parse(Path::new("small.toml"), SMALL).unwrap();
+        in_virtual_time(async {
+            let (news, _heard) = mpsc::unbounded_channel();
+            let world = Rc::new(World::new(&scenario, &BTreeMap::new(), 1, 1, news).unwrap());
+            world.begin(vec![], None);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(world.dead(), None);
+            let coordinator = world.coordinator.address().unwrap();
+            assert!(coordinator.send(Look::new(|_| -> () { panic!("as a bug does") })).await.is_err());
+            let (state, ledger) = (world.state().await.unwrap(), world.journal.check().unwrap());
+            world.hold_last_laws(&state, &ledger, false);
+            assert_eq!(world.laws.broken(), ["the coordinator is dead, and nothing has killed it"]);
+        });
+    }
+
+    #[test]
+    fn a_coordinator_whose_disk_refused_a_write_may_be_dead_at_the_end() {
+        let text = format!(
+            "{SMALL}faults = [{{ what = 'disk-full', who = 'coordinator', at_seconds = [0], for_seconds = 99 }}]"
+        );
+        let scenario = Scenario::parse(Path::new("small.toml"), &text).unwrap();
+        let outcome = crate::Simulation::new(&scenario).until(Duration::from_secs(60)).run(1, 1).unwrap();
+        assert_eq!(outcome.failures, Vec::<String>::new());
     }
 }

@@ -82,10 +82,14 @@ pub(crate) struct World {
     /// How it stands with the verifiers' machines.
     desks: Vec<Arc<Standing>>,
     workers: Vec<Node>,
-    /// How long the coordinator stays away when it dies of a write.
+    /// How long the coordinator stays away when it dies of a torn write.
     restart: Cell<Duration>,
     pub struck: RefCell<Vec<Struck>>,
+    /// Those of them that wait for the coordinator's next write.
+    tears: RefCell<Vec<usize>>,
     rounds_begun: Cell<u64>,
+    /// When the last of them began, virtual seconds.
+    round_since: Cell<f64>,
 }
 
 /// Addresses that stay.
@@ -250,7 +254,9 @@ impl World {
             workers,
             restart: Cell::new(living::RESTART),
             struck: RefCell::default(),
+            tears: RefCell::default(),
             rounds_begun: Cell::new(0),
+            round_since: Cell::new(0.0),
             spec,
         })
     }

@@ -52,7 +52,9 @@ impl World {
     }
 
     async fn ask(self: Rc<Self>, index: usize, query: Query, random: u64) {
-        let Some(till) = self.till.as_ref().filter(|_| self.coordinator.lives()) else { return };
+        let Some(till) = self.till.as_ref().filter(|till| !till.closed.get() && self.coordinator.lives()) else {
+            return;
+        };
         let (life, wallet, now) = (self.coordinator.starts(), self.workers[index].key.public(), virtual_now());
         till.count(|counts| counts.asked += 1);
         let id = TransferId::request(now, random);

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use hydra::protocol::below;
 use rand::rngs::ChaCha8Rng;
@@ -18,6 +17,10 @@ impl World {
     pub(super) async fn suffer(self: Rc<Self>, mut source: Faults, mut rng: ChaCha8Rng) {
         while let Some(strike) = source(&mut rng) {
             tokio::time::sleep(seconds(strike.after_seconds)).await;
+            // Those of files were looked at when they were read.
+            if let Err(why) = strike.check() {
+                return self.broken(format!("a fault that cannot be: {why}"));
+            }
             self.strike(&strike, &mut rng);
         }
     }
@@ -25,6 +28,7 @@ impl World {
     /// Plans the faults of a round that opens.
     pub(super) fn begin_round(self: &Rc<Self>) {
         let nth = self.rounds_begun.replace(self.rounds_begun.get() + 1);
+        self.round_since.set(virtual_seconds());
         let by_round =
             self.scenario.faults.iter().zip(0..).filter(|(fault, _)| fault.each_round_within_seconds.is_some());
         for (fault, index) in by_round {
@@ -57,6 +61,9 @@ impl World {
         targets.iter().for_each(|target| self.afflict(strike, *target, torn));
         let now = virtual_seconds();
         let (what, who) = (strike.what, strike.who);
+        if what == Trouble::CrashWriting {
+            self.tears.borrow_mut().push(self.struck.borrow().len());
+        }
         self.struck.borrow_mut().push(Struck {
             at_seconds: now,
             until_seconds: now + strike.for_seconds,
@@ -79,7 +86,7 @@ impl World {
         let standing = self.standing(strike.who, index);
         match strike.what {
             Trouble::Crash => self.fall(strike.who, index),
-            Trouble::SlowDisk(ms) => self.health(strike.who).slow.set(Duration::from_millis(ms)),
+            Trouble::SlowDisk(milliseconds) => self.health(strike.who).slow_down(milliseconds),
             Trouble::CorruptBlob => self.damaged(strike.who, index, |reasons| reasons + 1),
             Trouble::ClockSkew(seconds) => self.skew(index, seconds),
             Trouble::CrashWriting => {
@@ -98,7 +105,7 @@ impl World {
     fn mend(self: &Rc<Self>, what: Trouble, who: Victim, index: usize) {
         match what {
             Trouble::Crash => self.rise(who, index),
-            Trouble::SlowDisk(_) => self.health(who).slow.set(Duration::ZERO),
+            Trouble::SlowDisk(milliseconds) => self.health(who).speed_up(milliseconds),
             Trouble::CorruptBlob => self.damaged(who, index, |reasons| reasons.saturating_sub(1)),
             Trouble::ClockSkew(seconds) => self.skew(index, -seconds),
             Trouble::CrashWriting | Trouble::Pause => {}

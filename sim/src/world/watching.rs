@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hydra::coordinator::{Inspect, Report, State, recheck};
@@ -68,10 +69,12 @@ impl World {
     /// What the coordinator knows at the end, which must be what its records say.
     pub async fn state(&self) -> Result<State, SimError> {
         let recorded = || Ok(State::replay(self.spec.clone(), self.records.read().map_err(SimError::Disk)?));
+        // Nobody asks for anything any more.
+        self.front.standing.deaf.fetch_add(1, Ordering::Relaxed);
         for _ in 0..10 {
             let Some(coordinator) = self.coordinator.address() else { break };
             let Ok(live) = coordinator.send(Inspect).await else { break };
-            if *live == recorded()? {
+            if is_same(&live, &recorded()?) {
                 return Ok(*live);
             }
             // Something had been decided that is on its way to the disk.
@@ -85,6 +88,9 @@ impl World {
 
     /// What must hold at the end, where everything is `finished` or not.
     pub fn hold_last_laws(&self, state: &State, ledger: &Ledger, finished: bool) {
+        if let Some(dead) = self.dead() {
+            self.laws.tell(dead);
+        }
         for model in state.kept_models().iter().filter(|model| self.blobs.get(&model.digest).is_err()) {
             self.laws.tell(format!("model {} is lost", model.digest));
         }
@@ -112,6 +118,11 @@ impl World {
             self.laws.tell(format!("customers were told that they paid {told} µHYD, the ledger took {settled}"));
         }
     }
+}
+
+/// Whether they are equal, where a loss that is not a number is equal to itself.
+fn is_same(live: &State, recorded: &State) -> bool {
+    live == recorded || format!("{live:?}") == format!("{recorded:?}")
 }
 
 impl Telling {
@@ -143,5 +154,42 @@ impl Telling {
             }),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::Scenario;
+    use hydra::coordinator::Record;
+    use hydra::protocol::{DeviceKind, Digest, Keypair, Submission, Task, Time, Trail};
+
+    const SMALL: &str = "about = 'one task'\n\
+        job = { rounds = 1, inner_steps = 1, batch = 1, \
+        model = { layers = 1, width = 4, heads = 1, hidden = 4, context = 8 } }\n\
+        workers = [{ count = 1, tokens_per_second = 40 }]\n";
+
+    #[test]
+    fn a_loss_that_is_not_a_number_is_what_its_record_says() {
+        let spec = Scenario::parse(Path::new("small.toml"), SMALL).unwrap().spec(1, Digest::of(&[]));
+        let (base, worker) = (Digest::of(b"base"), Keypair::from_secret(&[1; 32]).public());
+        let task = Task::of_round(&spec, Round(0), 0, base);
+        let state = |loss| {
+            let trail = Trail { device: DeviceKind::Other, states: vec![base] };
+            let submission = Submission::new(task.id(), base, vec![loss], trail, task.tokens());
+            let commitment = submission.commitment;
+            let records = [
+                Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(0) },
+                Record::Leased { index: 0, worker, deadline: Time(9) },
+                Record::Committed { index: 0, worker, commitment },
+                Record::Submitted { index: 0, worker, submission },
+            ];
+            State::replay(spec.clone(), records)
+        };
+        assert!(state(f32::NAN) != state(f32::NAN), "that is what makes it hard");
+        assert!(is_same(&state(f32::NAN), &state(f32::NAN)));
+        assert!(!is_same(&state(f32::NAN), &state(1.0)) && !is_same(&state(2.0), &state(1.0)));
     }
 }
