@@ -168,7 +168,7 @@ fn whoever_looks_at_a_run_of_one_computer_can_change_nothing_and_read_none_of_it
 #[test]
 fn reports_are_listed_and_shown_without_any_rights_and_nothing_else_is_read() {
     let kept = tempfile::tempdir().unwrap();
-    for name in ["good", "half"] {
+    for name in ["good", "half", "large"] {
         std::fs::create_dir(kept.path().join(name)).unwrap();
     }
     let good = kept.path().join("good");
@@ -180,8 +180,24 @@ fn reports_are_listed_and_shown_without_any_rights_and_nothing_else_is_read() {
     std::fs::write(good.join("metrics.csv"), "round,loss\n0,5.5\n1,\n2,3.25\n").unwrap();
     std::fs::write(good.join("report.html"), "<p>report").unwrap();
     std::fs::write(kept.path().join("secret"), "secret").unwrap();
+    for name in ["run.json", "metrics.csv"] {
+        std::fs::copy(good.join(name), kept.path().join("large").join(name)).unwrap();
+    }
+    std::fs::write(kept.path().join("large/report.html"), "x".repeat((4 << 20) + 1)).unwrap();
+    // A whole report elsewhere, to which a link leads from here.
+    let elsewhere = tempfile::tempdir().unwrap();
+    for name in ["run.json", "metrics.csv", "report.html"] {
+        std::fs::copy(good.join(name), elsewhere.path().join(name)).unwrap();
+    }
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(elsewhere.path(), kept.path().join("link")).unwrap();
     let shown = Shown::new(&["--reports", kept.path().to_str().unwrap()]);
-    let reports = shown.get("/hydra/v1/reports").json();
+    let mut reports = shown.get("/hydra/v1/reports").json();
+    let large = reports["reports"].as_array_mut().unwrap().pop().unwrap();
+    assert_eq!(large["name"], "large");
+    let answer = shown.get("/hydra/v1/reports/large");
+    let said = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(answer.status == 500 && said.contains("more than 4194304 bytes"), "half of it is not shown: {said}");
     let expected = serde_json::json!({ "reports": [{
         "name": "good", "scenario": "baseline", "seed": 7, "state_hash": "1".repeat(64), "failures": ["something"], "rounds": 3,
         "loss": 3.25,
@@ -194,7 +210,7 @@ fn reports_are_listed_and_shown_without_any_rights_and_nothing_else_is_read() {
         policy.contains("sandbox") && policy.contains("default-src 'none'") && !policy.contains("script"),
         "{policy}"
     );
-    for nothing in ["half", "secret", "..", "..%2Fsecret", "good%2F..%2F..%2Fsecret"] {
+    for nothing in ["half", "secret", "link", ".", "..", "..%2Fsecret", "good%2F..%2F..%2Fsecret"] {
         assert_eq!(shown.get(&format!("/hydra/v1/reports/{nothing}")).status, 404, "{nothing}");
     }
 }

@@ -272,6 +272,7 @@ fn a_ledger_of_its_own_that_is_killed_again_and_again_pays_everybody_once() {
         net.member("worker", &format!("worker-{n}"));
     }
     net.wait_until_it_names(&url);
+    assert_eq!(net.ok(&["coordinator", "--show-keys"], "coordinator"), shown, "also while it runs");
     let mut kills = 0;
     while coordinator.try_wait().unwrap().is_none() && kills < 40 {
         std::thread::sleep(Duration::from_millis(100 + below(&mut rng, 400)));

@@ -5,10 +5,13 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -220,4 +223,53 @@ fn an_owner_who_allows_other_hours_is_obeyed() {
     common::wait_for(|| status(&place, &folder).is_some_and(|status| status["state"] == "paused"));
     let why = status(&place, &folder).unwrap()["why"].as_str().unwrap().to_owned();
     assert_eq!(why, format!("it works {from}-{until} UTC"));
+}
+
+/// A coordinator that admits everybody and never says how its run stands: whether it was asked that.
+fn silent_coordinator(port: u16) -> Arc<AtomicBool> {
+    let (listener, asked) = (TcpListener::bind(("127.0.0.1", port)).unwrap(), Arc::new(AtomicBool::new(false)));
+    let said = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        let mut waiting = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut path, mut length, mut line) = (String::new(), 0, String::new());
+            while stream.read_line(&mut line).unwrap() > 2 {
+                if let Some(said) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = said.trim().parse().unwrap();
+                }
+                path = if path.is_empty() { line.split(' ').nth(1).unwrap().to_owned() } else { path };
+                line.clear();
+            }
+            stream.read_exact(&mut vec![0; length]).unwrap();
+            let answer = match path.as_str() {
+                "/hydra/v1/hello" => {
+                    let session = "0".repeat(64);
+                    format!(r#"{{"session":"{session}","time":0,"version":"","run":null,"admission":"open"}}"#)
+                }
+                "/hydra/v1/register" => r#"{"ok":true}"#.to_owned(),
+                _ => {
+                    said.store(true, Ordering::Relaxed);
+                    waiting.push(stream);
+                    continue;
+                }
+            };
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len());
+            stream.get_mut().write_all(format!("{head}{answer}").as_bytes()).unwrap();
+        }
+    });
+    asked
+}
+
+#[test]
+fn a_worker_stops_at_once_also_where_its_coordinator_does_not_answer() {
+    let mut place = Place::new();
+    let asked = silent_coordinator(place.port);
+    place.spawn(place.command(&["worker", "--coordinator", &place.url()]));
+    common::wait_for(|| asked.load(Ordering::Relaxed));
+    let worker = place.children.last_mut().unwrap();
+    let began = hydra::runtime::Stopwatch::start();
+    assert!(Command::new("kill").args(["-TERM", &worker.id().to_string()]).status().unwrap().success());
+    assert!(worker.wait().unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
 }

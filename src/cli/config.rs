@@ -22,7 +22,7 @@ use crate::protocol::limits;
 const COMMANDS: [&str; 5] = ["up", "coordinator", "worker", "verifier", "serve"];
 
 /// Flags that are for once: each start of a service would do it again.
-const ONCE: [&str; 2] = ["fresh", "show-key"];
+const ONCE: [&str; 3] = ["fresh", "show-key", "show-keys"];
 
 /// Flags that are not shown.
 const SECRET: [&str; 1] = ["invite"];
@@ -441,6 +441,8 @@ mod tests {
         assert!(refused("listen = 'x'\n").contains("stands outside of the tables [up], [coordinator]"));
         // Each start of a service would throw its run away.
         assert!(refused("[up]\nfresh = true\n").contains("no key fresh"));
+        // And would end at once with one that only shows keys.
+        assert!(refused("[coordinator]\nshow-keys = true\n").contains("no key show-keys"));
         assert!(refused("[worker]\n[worker.cpus]\nx = ").contains("hydra.toml: TOML parse error at line 3"));
     }
 

@@ -13,7 +13,7 @@ use super::Failure;
 use super::ledger_serve::FrontArgs;
 use super::page::{self, PageArgs};
 use super::progress::Progress;
-use super::queries::QueryArgs;
+use super::queries::{QueryArgs, check_ledger};
 use super::remote::RemoteLedger;
 use super::run::{self, Ended, NewRun, OnStop, OpenRun, RunOptions};
 use crate::coordinator::Inspect;
@@ -170,6 +170,9 @@ fn courier(
         }
         None => eprintln!("  ledger      {url} cannot be reached; rounds are paid when it can"),
     }
+    if args.queries.is_paid() {
+        check_ledger(&remote, key.public());
+    }
     let carrying = client()?;
     let courier = system.block_on(async { LedgerCourier::new(carrying, seed, tell).start() });
     Ok((courier.recipient(), remote))
@@ -192,9 +195,9 @@ fn fits(books: &Books, run: &OpenRun, coordinator: PublicKey, verifiers: &[Publi
 }
 
 fn show_keys(args: &CoordinatorArgs) -> Result<(), Failure> {
-    let folder = StateDir::open(&super::state_dir(args.options.state_dir.as_deref())?)?;
+    let folder = super::state_dir(args.options.state_dir.as_deref())?;
     for name in [KEY, "verifier"] {
-        println!("{}  {name}", folder.key(name)?.public());
+        println!("{}  {name}", super::public_key(&folder, name)?);
     }
     Ok(())
 }

@@ -37,8 +37,9 @@ use clap::{Parser, Subcommand};
 
 use self::device::device;
 use crate::http::{Client, ClientError};
-use crate::protocol::Keypair;
+use crate::protocol::{Keypair, PublicKey};
 use crate::runtime::Clock;
+use crate::store::{KeyFile, StateDir};
 
 /// Trains one neural network on many computers, and pays for it.
 #[derive(Debug, Parser)]
@@ -144,6 +145,16 @@ fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let platform = directories::ProjectDirs::from("", "", "hydra");
     let platform = platform.context("this system has no data directory for you; name one with --state-dir")?;
     Ok(platform.data_dir().to_owned())
+}
+
+/// The public key of `name` in a state directory, also while a process runs that has the directory to itself; made where there
+/// is none.
+fn public_key(folder: &Path, name: &str) -> Result<PublicKey, Failure> {
+    let key = match StateDir::find_key(folder, name)? {
+        Some(KeyFile::Open(key)) => key,
+        _ => StateDir::open(folder)?.key(name)?,
+    };
+    Ok(key.public())
 }
 
 /// A client of the coordinator at `address`.

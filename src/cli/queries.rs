@@ -4,9 +4,10 @@ use anyhow::{Context, anyhow};
 use clap::{Arg, Args, Command};
 
 use super::Failure;
+use super::remote::RemoteLedger;
 use crate::http::QueryParts;
 use crate::inference::Engine;
-use crate::protocol::{Amount, Digest, limits};
+use crate::protocol::{Amount, Digest, PublicKey, limits};
 use crate::store::{Database, QueryStore, StateDir};
 
 /// Bytes of the shortest operator's key that nobody guesses.
@@ -46,6 +47,18 @@ pub(super) struct AnswerArgs {
     prefix_cache: u32,
 }
 
+/// Says so where the ledger will not take what queries cost of the server with this key. Those that cost nothing are answered
+/// all the same.
+pub(super) fn check_ledger(ledger: &RemoteLedger, key: PublicKey) {
+    let problem = match ledger.books_now() {
+        Ok(Some(books)) if books.query_servers.contains(&key) => return,
+        Ok(Some(_)) => format!("it does not know this server; start it with --server-key {key}"),
+        Ok(None) => "it cannot be reached".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("  ledger      {problem}. Until then queries that cost something are refused");
+}
+
 /// Has what says how queries are answered refused where none are.
 fn only_with_serve(arg: Arg) -> Arg {
     let of_answers = AnswerArgs::augment_args(Command::new("")).get_arguments().any(|one| one.get_id() == arg.get_id());
@@ -56,6 +69,11 @@ impl QueryArgs {
     /// Whether queries are answered.
     pub fn is_on(&self) -> bool {
         self.serve
+    }
+
+    /// Whether queries are answered that may cost anything.
+    pub fn is_paid(&self) -> bool {
+        self.serve && self.answers.is_paid()
     }
 
     /// What answers queries, if anything does, with what must not be forgotten in the state directory.

@@ -7,13 +7,12 @@ use clap::Args;
 
 use super::Failure;
 use super::ledger_serve::DoorArgs;
-use super::queries::AnswerArgs;
+use super::queries::{AnswerArgs, check_ledger};
 use super::remote::RemoteLedger;
 use super::run::{stop_signals, system};
-use crate::http::{Client, Hub, QueryPorts, RemoteBlobs, RemoteQueryLedger, RemoteRun, Server, ServingNews, Throttle};
-use crate::protocol::PublicKey;
+use crate::http::{Hub, QueryPorts, RemoteBlobs, RemoteQueryLedger, RemoteRun, Server, ServingNews, Throttle};
 use crate::runtime::{Clock, SystemClock, raise_open_files};
-use crate::store::{Blobs, KeyFile, StateDir};
+use crate::store::{Blobs, StateDir};
 
 /// The name of the key that a server calls coordinator and ledger with.
 const KEY: &str = "server";
@@ -55,12 +54,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
         None => super::state_dir(None)?.join("serve"),
     };
     if args.show_key {
-        // Also while the server runs, and has the folder to itself.
-        let key = match StateDir::find_key(&folder, KEY)? {
-            Some(KeyFile::Open(key)) => key,
-            _ => StateDir::open(&folder)?.key(KEY)?,
-        };
-        println!("{}", key.public());
+        println!("{}", super::public_key(&folder, KEY)?);
         return Ok(());
     }
     let folder = StateDir::open(&folder)?;
@@ -79,7 +73,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let parts = args.answers.open(folder.path())?;
     if args.answers.is_paid() {
         // With connections of its own: they end with its runtime.
-        check_ledger(client(paid)?, key.public())?;
+        check_ledger(&RemoteLedger::new(client(paid)?)?, key.public());
     }
     // Transfers have a thread of their own, which outlives those that wait for them.
     let network = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -109,19 +103,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     result
 }
 
-/// Says so where the ledger will not take what queries cost. Those that cost nothing are answered all the same.
-fn check_ledger(client: Arc<Client>, key: PublicKey) -> Result<(), Failure> {
-    let ledger = RemoteLedger::new(client)?;
-    let problem = match ledger.books_now() {
-        Ok(Some(books)) if books.query_servers.contains(&key) => return Ok(()),
-        Ok(Some(_)) => format!("it does not know this server; start it with --server-key {key}"),
-        Ok(None) => "it cannot be reached".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    eprintln!("  ledger      {problem}. Until then queries that cost something are refused");
-    Ok(())
-}
-
 /// Tells people which model answers, and what is wrong, once each time.
 fn teller() -> impl Fn(ServingNews<'_>) + Send + Sync {
     let trouble: Mutex<Option<String>> = Mutex::default();
@@ -132,6 +113,10 @@ fn teller() -> impl Fn(ServingNews<'_>) + Send + Sync {
                 let (round, digest, parameters) = (newest.round.0, newest.digest.short(), newest.model.parameters());
                 let parameters = parameters as f64 / 1e6;
                 eprintln!("  round {round:>5}  the model {digest} answers ({parameters:.1} M parameters)");
+            }
+            ServingNews::CannotAnswer(newest, problem) => {
+                let (round, digest) = (newest.round.0, newest.digest.short());
+                eprintln!("  round {round:>5}  the model {digest} cannot answer: {problem}; trying again");
             }
             ServingNews::Trouble(error) => {
                 let problem = error.to_string();

@@ -83,13 +83,7 @@ impl Source {
         let (spec, records) =
             RunStore::new(Database::open_read_only(&database)?).load()?.context("there is no run yet")?;
         let state = State::replay(spec, records);
-        let audits = |round| RoundAudits {
-            spec: state.spec().clone(),
-            round,
-            draw: state.draw_of(round).cloned(),
-            verifiers: state.verifiers().iter().map(|(key, record)| (*key, *record)).collect(),
-        };
-        Ok(newest(round, state.round()).map(audits).collect())
+        Ok(newest(round, state.round()).map(|round| RoundAudits::of(&state, round)).collect())
     }
 
     fn ask(&self, address: &str, round: Option<u32>) -> Result<Vec<RoundAudits>, Failure> {

@@ -18,6 +18,9 @@ use crate::runtime::{Clock, Executor, Note, SystemClock, Threads, entropy};
 use crate::store::{Blobs, StateDir};
 use crate::verifier::{Audit, Verifier, VerifierPorts};
 
+/// The name of the key that verdicts are signed with.
+const KEY: &str = "verifier";
+
 /// Verify submissions for a coordinator on another computer
 ///
 /// The coordinator must have been started with this verifier's public key (`--verifier KEY`), which is shown here.
@@ -38,7 +41,7 @@ pub(super) struct VerifierArgs {
     /// Where the key is kept [default: a folder in the platform's data directory]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// What to compute on: auto or ndarray
+    /// What to compute on: a name from `hydra device list`; auto takes the fastest
     #[arg(long, default_value = "auto")]
     device: String,
 }
@@ -48,17 +51,17 @@ pub(super) fn run(args: &VerifierArgs) -> Result<(), Failure> {
         return super::verdicts::run_recheck(args);
     }
     let coordinator = args.coordinator.as_ref().context("--coordinator is missing")?;
-    let device = device(&args.device)?;
     let folder = match &args.state_dir {
         Some(folder) => folder.clone(),
         None => super::state_dir(None)?.join("verifier"),
     };
-    let folder = StateDir::open(&folder)?;
-    let key = folder.key("verifier")?;
     if args.show_key {
-        println!("{}", key.public());
+        println!("{}", super::public_key(&folder, KEY)?);
         return Ok(());
     }
+    let folder = StateDir::open(&folder)?;
+    let key = folder.key(KEY)?;
+    let device = device(&args.device)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let client = super::client(coordinator, key.clone(), &clock, args.tls_ca.as_deref())?;
     eprintln!("  verifier    {}", key.public());

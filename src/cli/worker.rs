@@ -66,7 +66,7 @@ pub(super) struct WorkerArgs {
     /// Where the key and unfinished work are kept [default: a folder in the platform's data directory]
     #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
-    /// What to compute on: auto or ndarray
+    /// What to compute on: a name from `hydra device list`; auto takes the fastest
     #[arg(long, default_value = "auto")]
     device: String,
 }
@@ -155,9 +155,8 @@ pub(super) fn run(args: &WorkerArgs) -> Result<(), Failure> {
         tokio::select! {
             biased;
             _ = stops.recv() => return Ok(()),
-            registered = register(&client, args.invite.as_deref()) => registered?,
+            begun = begin(&client, args.invite.as_deref(), folder.path()) => begun?,
         }
-        introduce(&client, folder.path()).await;
         let news = listener(Arc::clone(&owner), tell);
         let looker = Arc::clone(&owner);
         let courier = Courier::new(Arc::clone(&client), seed.derive("courier", 0), news);
@@ -202,6 +201,13 @@ fn listener(owner: Arc<Owner>, tell: mpsc::UnboundedSender<Heard>) -> impl Fn(Ne
         let _ = tell.send(heard);
         go_on
     }
+}
+
+/// Waits until the worker may take part, and tells people what in.
+async fn begin(client: &Client, invite: Option<&str>, folder: &Path) -> Result<(), Failure> {
+    register(client, invite).await?;
+    introduce(client, folder).await;
+    Ok(())
 }
 
 /// Tells people what they take part in, and what they can do.

@@ -213,7 +213,7 @@ pub struct BaseModel {
 }
 
 /// What a worker has done in a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WorkerRecord {
     /// Tasks accepted.
     pub accepted: u64,
@@ -221,7 +221,7 @@ pub struct WorkerRecord {
     pub rejected: u64,
     /// Tokens of the accepted tasks.
     pub tokens: u64,
-    /// What the ledger paid for them.
+    /// What the ledger paid for them, whether it has vested or not.
     pub pay: Amount,
     /// Tasks accepted since the last that was rejected: what the audit rate goes by.
     pub clean: u32,
@@ -229,7 +229,8 @@ pub struct WorkerRecord {
     pub audited: u64,
     /// Tasks that were computed again, and were false.
     pub found_false: u64,
-    /// Audits that are owed.
+    /// Audits that are owed: nobody is told.
+    #[serde(skip)]
     pub owed: u32,
     /// Whether it gets no more work: some of its own was found false, or is about to be.
     pub banned: bool,

@@ -6,8 +6,10 @@ pub mod watch;
 
 use serde::{Deserialize, Serialize};
 
-use crate::coordinator::{RoundDraw, VerifierRecord};
-use crate::protocol::{Digest, ExchangeKey, PassId, PublicKey, Round, RunId, RunSpec, SessionId, Signed, Time};
+use crate::coordinator::{RoundDraw, State, VerifierRecord};
+use crate::protocol::{
+    Balance, Digest, ExchangeKey, PassId, PublicKey, Round, RunId, RunSpec, SessionId, Signed, Time,
+};
 use crate::verifier::Job;
 
 /// The paths. Those of blobs are followed by a slash and a digest.
@@ -114,6 +116,15 @@ pub struct RoundAudits {
     pub draw: Option<RoundDraw>,
     /// What each verifier has done so far.
     pub verifiers: Vec<(PublicKey, VerifierRecord)>,
+}
+
+impl RoundAudits {
+    /// Those of `round`, in a run that stands so.
+    #[must_use]
+    pub fn of(state: &State, round: Round) -> Self {
+        let verifiers = state.verifiers().iter().map(|(key, record)| (*key, *record)).collect();
+        Self { spec: state.spec().clone(), round, draw: state.draw_of(round).cloned(), verifiers }
+    }
 }
 
 /// Asks [`path::PASS`].
@@ -229,4 +240,7 @@ pub struct ErrorDetail {
     /// Bytes that the server has of an upload.
     #[serde(default)]
     pub received: Option<u64>,
+    /// What an account can spend that has not enough.
+    #[serde(default)]
+    pub available: Option<Balance>,
 }

@@ -360,6 +360,7 @@ impl Client {
                 session: None,
                 time: None,
                 received: None,
+                available: None,
             },
             |body| body.error,
         );

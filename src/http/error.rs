@@ -295,6 +295,12 @@ impl ApiError {
             Self::NeverSigned { nearest, .. } => {
                 detail("nearest", json!(nearest));
             }
+            Self::Ledger(
+                LedgerError::Order(OrderError::Book(BookError::Insufficient { available, .. }))
+                | LedgerError::Book(BookError::Insufficient { available, .. }),
+            ) => {
+                detail("available", json!(available));
+            }
             Self::LedgerElsewhere(ledger) => {
                 detail("ledger", json!(ledger));
             }
@@ -369,5 +375,36 @@ fn book_status(error: &BookError) -> StatusCode {
         BookError::Full => StatusCode::INSUFFICIENT_STORAGE,
         BookError::TimeBackwards { .. } | BookError::Overflow { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::UNPROCESSABLE_ENTITY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Codes and the names of their statuses, as this file has them. Those of the ledger and of queries have tables of their
+    /// own.
+    fn codes() -> BTreeSet<(String, String)> {
+        let kinds = include_str!("error.rs").split("fn kind(&self)").nth(1).unwrap().split("\n    }").next().unwrap();
+        let rows = kinds.lines().filter_map(|line| line.split_once("=> (\"")?.1.split_once("\", StatusCode::"));
+        rows.map(|(code, status)| (code.to_owned(), status.trim_end_matches("),").to_owned())).collect()
+    }
+
+    #[test]
+    fn the_book_has_every_code_with_its_status() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/src/protocol.md");
+        let chapter = std::fs::read_to_string(path).unwrap();
+        let table = chapter.split("\n## Errors\n").nth(1).unwrap().split("\n## ").next().unwrap();
+        let mut told = BTreeSet::new();
+        for row in table.lines().filter(|line| line.starts_with("| `")) {
+            let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+            let status = StatusCode::from_bytes(&columns[2].as_bytes()[..3]).unwrap();
+            let name = status.canonical_reason().unwrap().to_uppercase().replace(' ', "_");
+            told.extend(columns[1].split('`').skip(1).step_by(2).map(|code| (code.to_owned(), name.clone())));
+        }
+        assert!(told.len() > 25);
+        assert_eq!(told, codes());
     }
 }

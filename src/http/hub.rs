@@ -204,10 +204,10 @@ impl Hub {
         seen.len() as u64
     }
 
-    /// When each worker that was heard from lately last called.
-    pub(super) fn seen(&self, now: Time) -> BTreeMap<PublicKey, Time> {
+    /// When each of these workers last called, if lately.
+    pub(super) fn seen(&self, now: Time, workers: impl Iterator<Item = PublicKey>) -> Vec<Option<Time>> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.iter().filter(|(_, seen)| now.since(seen.at) < SEEN_FOR).map(|(key, seen)| (*key, seen.at)).collect()
+        workers.map(|key| seen.get(&key).map(|seen| seen.at).filter(|at| now.since(*at) < SEEN_FOR)).collect()
     }
 
     /// Whether every worker that was heard from lately knows that the run is over.

@@ -30,6 +30,8 @@ const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 pub enum ServingNews<'a> {
     /// This model answers from now on.
     Answers(&'a Newest),
+    /// This one cannot answer, and why. What answered before it goes on.
+    CannotAnswer(&'a Newest, &'a str),
     /// The coordinator does not answer, or refuses.
     Trouble(&'a ClientError),
     /// It answers again, or still.
@@ -91,6 +93,10 @@ impl RunPort for RemoteRun {
         }
         (self.tell)(ServingNews::Answers(newest));
     }
+
+    fn cannot_answer(&self, newest: &Newest, problem: &str) {
+        (self.tell)(ServingNews::CannotAnswer(newest, problem));
+    }
 }
 
 /// A ledger in another process, which must know this one's key as that of a server of queries (`--server-key`).
@@ -133,14 +139,11 @@ impl RemoteQueryLedger {
 fn trouble(error: &ClientError) -> LedgerTrouble {
     let ClientError::Refused { status, detail } = error else { return LedgerTrouble::Away(error.to_string()) };
     match (*status, detail.code.as_str()) {
-        (_, "insufficient_funds") => {
-            // Of its words those that are about the wallet.
-            let left = detail.message.rsplit_once("which can spend ");
-            let why = left.map_or_else(|| detail.message.clone(), |(_, left)| format!("the wallet can spend {left}"));
-            LedgerTrouble::Insufficient(why)
-        }
         (_, "id_reused") => LedgerTrouble::Done,
-        (402 | 409 | 410 | 422, _) => LedgerTrouble::Refused(detail.message.clone()),
+        (402 | 409 | 410 | 422, code) => match detail.available.filter(|_| code == "insufficient_funds") {
+            Some(available) => LedgerTrouble::Insufficient { available },
+            None => LedgerTrouble::Refused(detail.message.clone()),
+        },
         _ => LedgerTrouble::Away(error.to_string()),
     }
 }
@@ -171,6 +174,7 @@ impl QueryLedger for RemoteQueryLedger {
 mod tests {
     use super::*;
     use crate::http::api::ErrorDetail;
+    use crate::protocol::Balance;
 
     #[test]
     fn only_what_the_ledger_has_decided_is_for_good() {
@@ -181,10 +185,11 @@ mod tests {
                 session: None,
                 time: None,
                 received: None,
+                available: (code == "insufficient_funds").then_some(Balance(7)),
             };
             trouble(&ClientError::Refused { status, detail })
         };
-        assert_eq!(refused(402, "insufficient_funds"), LedgerTrouble::Insufficient("words".to_owned()));
+        assert_eq!(refused(402, "insufficient_funds"), LedgerTrouble::Insufficient { available: Balance(7) });
         assert_eq!(refused(409, "id_reused"), LedgerTrouble::Done);
         for (status, code) in [(409, "not_pending"), (410, "expired"), (422, "zero_amount"), (410, "order_lapsed")] {
             assert_eq!(refused(status, code), LedgerTrouble::Refused("words".to_owned()), "{code}");

@@ -239,6 +239,8 @@ pub const SAMPLE_TOKENS: u32 = 160;
 
 /// Reports of simulations that are listed, and bytes of a file of one: what `cargo sim --out` writes has some kilobytes.
 pub const REPORTS_MAX: usize = 500;
+/// Requests that read reports at the same time: a list reads two files of each.
+pub const REPORTS_READ_AT_A_TIME: usize = 4;
 /// See [`REPORTS_MAX`].
 pub const REPORT_BYTES_MAX: u64 = 4 << 20;
 

@@ -293,6 +293,50 @@ def what_others_write_stays_text(browser):
     context.close()
 
 
+def what_a_ledger_paid_late_is_seen(browser):
+    context = browser.new_context()
+    page = watch(context.new_page())
+    late = api("hydra/v1/status")["round"] - 1
+    away = True
+
+    def rounds(route):
+        answer = api(route.request.url.removeprefix(BASE))
+        for one in answer["rounds"]:
+            one["paid"] = "0" if away and one["round"] == late else one["paid"]
+        route.fulfill(json=answer)
+
+    page.route("**/hydra/v1/rounds?*", rounds)
+    go(page, "rounds")
+    assert row_of(page, "rounds-table", late)[10] == "–"
+    # Several rounds later it is there again.
+    while api("hydra/v1/status")["round"] < late + 5:
+        page.wait_for_timeout(100)
+    assert row_of(page, "rounds-table", late)[10] == "–"
+    away = False
+    page.wait_for_function("""late => [...document.querySelectorAll("#rounds-table tbody tr")]
+        .some((row) => row.children[0].innerText === late && Number(row.children[10].innerText) > 0)""", arg=str(late))
+    context.close()
+
+
+def a_browser_that_keeps_nothing_checks_proofs_too(browser):
+    context = browser.new_context()
+    context.add_init_script("""Object.defineProperty(window, "localStorage",
+        { get() { throw new DOMException("nothing is kept", "SecurityError") } })""")
+    page = watch(context.new_page())
+    go(page, "ledger")
+    verdict = page.locator("#proof-verdict")
+    page.locator("#proof-name").fill("1")
+    page.get_by_role("button", name="Fetch and check").click()
+    expect(verdict).to_have_text("✓ Transfer 1 is in the ledger.")
+    page.get_by_role("button", name="only grew").click()
+    expect(verdict).to_have_text(re.compile("^✓ The ledger of"))
+    page.locator("#theme").press("Space")
+    expect(page.locator("#theme")).to_have_text("Theme: light")
+    go(page, "playground")
+    page.locator("#ask-keep").check()
+    context.close()
+
+
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
     page = watch(browser.new_context(viewport={"width": 1180, "height": 860}).new_page())
@@ -308,6 +352,8 @@ with sync_playwright() as playwright:
         step(page)
     colours(browser)
     fits_a_phone(browser)
+    what_a_ledger_paid_late_is_seen(browser)
+    a_browser_that_keeps_nothing_checks_proofs_too(browser)
     assert complaints == [], complaints
     what_others_write_stays_text(browser)
     browser.close()

@@ -13,7 +13,7 @@ use crate::http::api::ledger::{Books, path as ledger};
 use crate::http::api::watch::{Rounds, WorkerRow, Workers, path as watch};
 use crate::http::api::{Status, path};
 use crate::http::{Client, ClientError};
-use crate::protocol::{Balance, PublicKey, Round, limits};
+use crate::protocol::{Balance, PublicKey, Round, RunId, limits};
 use crate::runtime::Stopwatch;
 
 /// Rounds that are shown: the newest.
@@ -55,21 +55,48 @@ pub struct Look {
     client: Arc<Client>,
     /// The folder of this machine's worker.
     worker: PathBuf,
-    rounds: BTreeMap<Round, RoundSummary>,
+    rounds: Kept,
     workers: Vec<WorkerRow>,
     ledger: Option<Sums>,
     seldom: Option<Stopwatch>,
 }
 
+/// The newest rounds of one run.
+#[derive(Default)]
+struct Kept {
+    run: Option<RunId>,
+    rounds: BTreeMap<Round, RoundSummary>,
+}
+
+impl Kept {
+    /// From which round on is to be asked, in a run that is at round `open`: those that were open or not measured when they
+    /// were last asked for, and later ones. Of another run nothing is kept, nor of one that was begun anew.
+    fn ask_from(&mut self, run: RunId, open: Round) -> Round {
+        let oldest = Round(open.0.saturating_sub(ROUNDS_MAX - 1));
+        let same = self.run.replace(run) == Some(run);
+        self.rounds.retain(|round, _| same && (oldest..=open).contains(round));
+        let unsettled = |round: &RoundSummary| round.closed.is_none() || round.loss.is_none();
+        let from = self.rounds.values().find(|round| unsettled(round)).map(|round| round.round);
+        from.or_else(|| self.rounds.keys().next_back().map(|last| last.next())).unwrap_or(oldest)
+    }
+
+    fn take(&mut self, rounds: Vec<RoundSummary>) {
+        self.rounds.extend(rounds.into_iter().map(|round| (round.round, round)));
+        while self.rounds.len() > ROUNDS_MAX as usize {
+            self.rounds.pop_first();
+        }
+    }
+}
+
 impl Look {
     pub fn new(client: Arc<Client>, worker: PathBuf) -> Self {
-        Self { client, worker, rounds: BTreeMap::new(), workers: Vec::new(), ledger: None, seldom: None }
+        Self { client, worker, rounds: Kept::default(), workers: Vec::new(), ledger: None, seldom: None }
     }
 
     /// How the run stands now.
     pub async fn now(&mut self) -> Result<Snapshot, ClientError> {
         let status: Status = self.client.get(path::STATUS).await?;
-        self.rounds(status.round).await?;
+        self.rounds(&status).await?;
         if self.seldom.as_ref().is_none_or(|watch| watch.elapsed() >= SELDOM) {
             self.workers = self.workers().await?;
             // Where there is none, there is one elsewhere.
@@ -84,27 +111,19 @@ impl Look {
         Ok(Snapshot {
             coordinator: self.client.base().to_owned(),
             status,
-            rounds: self.rounds.values().copied().collect(),
+            rounds: self.rounds.rounds.values().copied().collect(),
             workers: self.workers.clone(),
             ledger: self.ledger,
             worker: worker.unwrap_or_default(),
         })
     }
 
-    /// Asks for the newest rounds: those that were open or not measured when they were last asked for, and later ones.
-    async fn rounds(&mut self, open: Round) -> Result<(), ClientError> {
-        let oldest = Round(open.0.saturating_sub(ROUNDS_MAX - 1));
-        // Another run, or one that was begun anew.
-        self.rounds.retain(|round, _| (oldest..=open).contains(round));
-        let unsettled = |round: &RoundSummary| round.closed.is_none() || round.loss.is_none();
-        let from = self.rounds.values().find(|round| unsettled(round)).map(|round| round.round);
-        let from = from.or_else(|| self.rounds.keys().next_back().map(|last| last.next())).unwrap_or(oldest);
+    /// Asks for the newest rounds that may be another than those that are kept.
+    async fn rounds(&mut self, status: &Status) -> Result<(), ClientError> {
+        let from = self.rounds.ask_from(status.run, status.round);
         let after = from.0.checked_sub(1).map_or_else(String::new, |after| format!("&after={after}"));
         let page: Rounds = self.client.get(&format!("{}?most={ROUNDS_MAX}{after}", watch::ROUNDS)).await?;
-        self.rounds.extend(page.rounds.into_iter().map(|round| (round.round, round)));
-        while self.rounds.len() > ROUNDS_MAX as usize {
-            self.rounds.pop_first();
-        }
+        self.rounds.take(page.rounds);
         Ok(())
     }
 
@@ -122,7 +141,46 @@ impl Look {
             }
         }
         all.truncate(WORKERS_MAX);
-        all.sort_by_key(|worker| (std::cmp::Reverse(worker.tokens), worker.key));
+        all.sort_by_key(|worker| (std::cmp::Reverse(worker.record.tokens), worker.key));
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Amount, Digest, Time};
+
+    fn round(number: u32, is_over: bool) -> RoundSummary {
+        RoundSummary {
+            round: Round(number),
+            base: Digest::of(b"model"),
+            opened: Time(0),
+            closed: is_over.then_some(Time(1)),
+            accepted: 1,
+            late: 0,
+            rejected: 0,
+            tokens: 1,
+            train_loss: Some(1.0),
+            loss: Some(1.0),
+            paid: Amount::ZERO,
+        }
+    }
+
+    #[test]
+    fn only_rounds_that_may_have_changed_are_asked_for_again_and_none_of_another_run_are_kept() {
+        let [one, other] = [b"one", b"two"].map(|name| RunId(Digest::of(name)));
+        let mut kept = Kept::default();
+        assert_eq!(kept.ask_from(one, Round(2)), Round(0));
+        kept.take(vec![round(0, true), round(1, true), round(2, false)]);
+        assert_eq!(kept.ask_from(one, Round(2)), Round(2));
+        assert_eq!(kept.ask_from(one, Round(5)), Round(2));
+        kept.take((2..=5).map(|number| round(number, number < 5)).collect());
+        // As far, but another: on the same address, with a new state directory.
+        assert_eq!(kept.ask_from(other, Round(5)), Round(0));
+        assert!(kept.rounds.is_empty());
+        kept.take((0..=5).map(|number| round(number, number < 5)).collect());
+        assert_eq!(kept.ask_from(other, Round(1)), Round(2), "begun anew from the same text");
+        assert_eq!(kept.ask_from(other, Round(200)), Round(200 - ROUNDS_MAX + 1));
     }
 }

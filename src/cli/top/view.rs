@@ -10,7 +10,7 @@ use ratatui::widgets::{Block, Borders, Paragraph, Row, Table, Widget};
 
 use super::look::Snapshot;
 use crate::cli::report::{bits, thousands};
-use crate::coordinator::RoundSummary;
+use crate::coordinator::{RoundSummary, WorkerRecord};
 use crate::http::api::watch::WorkerRow;
 use crate::protocol::Amount;
 
@@ -185,7 +185,8 @@ impl View<'_> {
         let all = snapshot.workers.len();
         let first = self.scroll.min(all.saturating_sub(room));
         let rows = snapshot.workers.iter().skip(first).take(room).map(|worker| {
-            let WorkerRow { key, accepted, rejected, tokens, pay, holds, banned, found_false, seen, .. } = worker;
+            let WorkerRow { key, record, holds, seen } = worker;
+            let WorkerRecord { accepted, rejected, tokens, pay, banned, found_false, .. } = record;
             let does = match (banned, holds, seen) {
                 (true, ..) => "banned".to_owned(),
                 (_, 1.., _) => "training".to_owned(),
@@ -330,14 +331,17 @@ mod tests {
     fn worker(number: u8) -> WorkerRow {
         WorkerRow {
             key: key(number).public(),
-            accepted: 40 - u64::from(number),
-            rejected: u64::from(number) % 3,
-            tokens: 46_080 * (40 - u64::from(number)),
-            pay: Amount::from_micro(1_234_567 * i64::from(40 - number)).unwrap(),
-            clean: 3,
-            audited: 2,
-            found_false: u64::from(number == 3),
-            banned: number == 3,
+            record: WorkerRecord {
+                accepted: 40 - u64::from(number),
+                rejected: u64::from(number) % 3,
+                tokens: 46_080 * (40 - u64::from(number)),
+                pay: Amount::from_micro(1_234_567 * i64::from(40 - number)).unwrap(),
+                clean: 3,
+                audited: 2,
+                found_false: u64::from(number == 3),
+                owed: 0,
+                banned: number == 3,
+            },
             holds: u32::from(number < 2),
             seen: (number < 5).then_some(Time(70_000)),
         }

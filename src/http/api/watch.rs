@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::coordinator::{RoundStory, RoundSummary};
+use crate::coordinator::{RoundStory, RoundSummary, WorkerRecord};
 use crate::protocol::{Amount, Digest, PublicKey, Round, Time};
 
 /// The paths.
@@ -57,22 +57,9 @@ pub struct Workers {
 pub struct WorkerRow {
     /// Its key.
     pub key: PublicKey,
-    /// Tasks accepted.
-    pub accepted: u64,
-    /// Submissions rejected.
-    pub rejected: u64,
-    /// Tokens of the accepted tasks.
-    pub tokens: u64,
-    /// What the ledger paid for them, whether it has vested or not.
-    pub pay: Amount,
-    /// Tasks accepted since the last that was rejected.
-    pub clean: u32,
-    /// Tasks that were computed again, and were right.
-    pub audited: u64,
-    /// Tasks that were computed again, and were false.
-    pub found_false: u64,
-    /// Whether it gets no more work.
-    pub banned: bool,
+    /// What it has done.
+    #[serde(flatten)]
+    pub record: WorkerRecord,
     /// Tasks of the open round that it holds and has not handed in.
     pub holds: u32,
     /// When it last called over the network, if in the last minute.

@@ -1,7 +1,7 @@
 // What is shown, and when it is asked for again: the newest state by short polls, rounds and the rest when an event says
 // that there is something new. Nothing is asked for while nobody looks.
 import { get, pages } from "./api.js";
-import { byId, h, say } from "./dom.js";
+import { byId, h, keep, say } from "./dom.js";
 import { duration, hyd, loss, number, short, time, words } from "./format.js";
 import * as ledger from "./ledger.js";
 import * as overview from "./overview.js";
@@ -14,6 +14,8 @@ import * as workers from "./workers.js";
 const POLL = 2000;
 /** Rounds that are kept and drawn. */
 const ROUNDS_MAX = 5000;
+/** Of the newest so many rounds those that may still change are asked for again. */
+const UNSETTLED_MAX = 64;
 const EVENTS_MAX = 50;
 
 /** All that sections are made of. `offset` is what the server's clock is ahead of this one, ms. */
@@ -66,6 +68,8 @@ const pollStatus = oneAtATime(async () => {
   const status = await get("hydra/v1/status");
   const moved = !state.status || state.status.round !== status.round || state.status.closed !== status.closed;
   if (state.status && state.status.run !== status.run) location.reload();
+  // Somebody has asked for more rounds.
+  if (status.closed || status.leased > 0) state.finished = false;
   state.status = status;
   state.offset = status.time - Date.now();
   say("run", `run ${short(status.run)}`);
@@ -75,8 +79,10 @@ const pollStatus = oneAtATime(async () => {
 });
 
 const pollRounds = oneAtATime(async () => {
-  // The last two may still change: one is open, and the one before it is paid and measured while the next is trained.
-  const known = state.rounds.at(-3)?.round ?? Math.max(-1, (state.status?.round ?? 0) - ROUNDS_MAX);
+  // One round is open; those before it are measured and paid while the next are trained, or much later where the ledger is away.
+  const open = (round) => round.closed === null || round.loss === null || round.paid === "0";
+  const first = state.rounds.slice(-UNSETTLED_MAX).find(open)?.round;
+  const known = (first === undefined ? state.rounds.at(-1)?.round : first - 1) ?? Math.max(-1, (state.status?.round ?? 0) - ROUNDS_MAX);
   const fresh = await pages("hydra/v1/rounds", "rounds", ROUNDS_MAX + 10, known < 0 ? null : known);
   state.rounds = [...state.rounds.filter((round) => round.round <= known), ...fresh].slice(-ROUNDS_MAX);
   if (!state.spec) state.spec = (await get("hydra/v1/audits")).spec;
@@ -182,11 +188,7 @@ function theme() {
     const next = THEMES[(THEMES.indexOf(now()) + 1) % THEMES.length];
     if (next === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = next;
-    try {
-      localStorage.setItem("hydra-theme", next);
-    } catch {
-      // It then lasts as long as the page.
-    }
+    keep("hydra-theme", next);
     name();
     overview.redraw();
   });

@@ -2,6 +2,25 @@
 
 export const byId = (id) => document.getElementById(id);
 
+/** What this browser keeps under a name, or null: some keep nothing. */
+export function kept(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+/** Has the browser keep a text, or with null forget it. Where it keeps nothing, that lasts as long as the page. */
+export function keep(name, value) {
+  try {
+    if (value === null) localStorage.removeItem(name);
+    else localStorage.setItem(name, value);
+  } catch {
+    // What was not kept is asked for again.
+  }
+}
+
 /** Sets a text, if it is another: what has not changed is not read out again. */
 export function say(target, text) {
   const node = typeof target === "string" ? byId(target) : target;

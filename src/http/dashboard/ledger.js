@@ -1,6 +1,6 @@
 // The ledger: what it holds, what was done, what it signed, and proofs of that which are checked here.
 import { get } from "./api.js";
-import { byId, digest, facts, h, Pager, say, Table } from "./dom.js";
+import { byId, digest, facts, h, keep, kept, Pager, say, Table } from "./dom.js";
 import { about, account, date, duration, hyd, number, words } from "./format.js";
 
 const PAGE = 25;
@@ -132,6 +132,12 @@ function verdict(text, good, steps = []) {
   byId("proof-steps").replaceChildren(...steps.map((step) => h("li", { className: "mono" }, step)));
 }
 
+/** The size of the last head of this ledger that this browser has checked, or null. */
+function seenSize(key) {
+  const [of, size] = (kept(SEEN) ?? "").split(" ");
+  return of === key && Number(size) > 0 ? Number(size) : null;
+}
+
 async function checkText() {
   const { check, readHead } = await import("./proof.js");
   try {
@@ -140,8 +146,7 @@ async function checkText() {
     const { said, steps } = check(proof, key);
     verdict(`✓ ${said}`, true, steps);
     const size = Number(readHead(proof.head.body).size);
-    const seen = JSON.parse(localStorage.getItem(SEEN) ?? "null");
-    if (seen?.key !== key || seen.size < size) localStorage.setItem(SEEN, JSON.stringify({ key, size }));
+    if (size > (seenSize(key) ?? 0)) keep(SEEN, `${key} ${size}`);
   } catch (error) {
     verdict(`✗ This proves nothing: ${error.message}`, false);
   }
@@ -159,12 +164,15 @@ async function fetchProof(path) {
 
 /** That the ledger goes on from the last head that this browser has seen, or from the oldest one that it shows. */
 async function growth() {
-  const seen = JSON.parse(localStorage.getItem(SEEN) ?? "null");
-  let since = seen?.key === at.ledger ? seen.size : null;
+  let since = seenSize(at.ledger);
   if (since === null) {
-    const { readHead } = await import("./proof.js");
-    const first = (await get("hydra/v1/ledger/heads?most=1")).heads[0];
-    since = first ? Number(readHead(first.body).size) : 1;
+    try {
+      const { readHead } = await import("./proof.js");
+      const first = (await get("hydra/v1/ledger/heads?most=1")).heads[0];
+      since = first ? Number(readHead(first.body).size) : 1;
+    } catch (error) {
+      return verdict(`✗ What the ledger signed first cannot be read: ${error.message}`, false);
+    }
   }
   await fetchProof(`hydra/v1/ledger/growth?since=${since}`);
 }

@@ -1,6 +1,6 @@
 // Have the newest model write. The API key stays in this browser and goes to this server only.
 import { get, post, Refused, stream } from "./api.js";
-import { byId, facts, h, say } from "./dom.js";
+import { byId, facts, h, keep, kept, say } from "./dom.js";
 import { hyd, number, short } from "./format.js";
 
 const KEY = "hydra-api-key";
@@ -56,7 +56,7 @@ function soon() {
 
 async function write(event) {
   event.preventDefault();
-  keep();
+  keepKey();
   stop?.abort();
   stop = new AbortController();
   const [path, body] = query();
@@ -86,25 +86,16 @@ async function write(event) {
   soon();
 }
 
-function keep() {
-  try {
-    if (byId("ask-keep").checked && byId("ask-key").value) localStorage.setItem(KEY, byId("ask-key").value);
-    else localStorage.removeItem(KEY);
-  } catch {
-    // A browser that keeps nothing asks again the next time.
-  }
+function keepKey() {
+  keep(KEY, (byId("ask-keep").checked && byId("ask-key").value) || null);
 }
 
 export function start() {
-  try {
-    const kept = localStorage.getItem(KEY);
-    if (kept) [byId("ask-key").value, byId("ask-keep").checked] = [kept, true];
-  } catch {
-    // As above.
-  }
+  const key = kept(KEY);
+  if (key) [byId("ask-key").value, byId("ask-keep").checked] = [key, true];
   byId("ask").addEventListener("submit", write);
   byId("ask").addEventListener("input", soon);
-  byId("ask-keep").addEventListener("change", keep);
+  byId("ask-keep").addEventListener("change", keepKey);
   byId("ask-stop").addEventListener("click", () => stop?.abort());
 }
 

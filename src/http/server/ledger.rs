@@ -1,15 +1,15 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use actix::Addr;
 use actix::prelude::SendError;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use warp::reply::Response;
 
-use super::request::{Asked, json, parse};
+use super::readers::Readers;
+use super::request::{Asked, json, next, parse};
 use super::{Front, LedgerParts};
 use crate::http::api::ledger::{
     AccountSides, Accounts, Books, Contributor, Entries, Forfeit, Heads, Hold, Holds, NewestHead, Offers, OpenOffer,
@@ -29,11 +29,9 @@ use crate::store::{Archive, Growth};
 /// read from its archive.
 pub(super) struct LedgerSite {
     actor: Addr<LedgerActor>,
-    archive: Arc<Archive>,
+    archive: Readers<Archive>,
     config: LedgerConfig,
     key: PublicKey,
-    /// Room for requests that wait for the archive.
-    readers: Semaphore,
 }
 
 pub(super) async fn answer(
@@ -93,13 +91,7 @@ impl FromStr for Named {
 
 /// How many things of a page are asked for.
 fn most(asked: &Asked) -> Result<usize, ApiError> {
-    let most = asked.parameter("most")?.unwrap_or(limits::LEDGER_PAGE);
-    Ok(most.clamp(1, limits::LEDGER_PAGE_MAX))
-}
-
-/// What comes after a page that may have had so many things: the name of its last one, or nothing where it was not full.
-fn next<T, N>(page: &[T], most: usize, name: impl Fn(&T) -> N) -> Option<N> {
-    page.last().filter(|_| page.len() >= most).map(name)
+    asked.most(limits::LEDGER_PAGE, limits::LEDGER_PAGE_MAX)
 }
 
 /// Reads a signed call of one of `allowed`.
@@ -150,7 +142,7 @@ fn recorded(answer: Answer) -> Result<Recorded, ApiError> {
 impl LedgerSite {
     pub fn new(parts: LedgerParts) -> Self {
         let LedgerParts { actor, archive, config, key } = parts;
-        Self { actor, archive, config, key, readers: Semaphore::new(limits::ARCHIVE_WAITING_MAX) }
+        Self { actor, archive: Readers::new(archive, limits::ARCHIVE_WAITING_MAX), config, key }
     }
 
     /// Whether it could write when it last tried.
@@ -189,11 +181,7 @@ impl LedgerSite {
         &self,
         look: impl FnOnce(&Archive) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _room = self.readers.try_acquire().map_err(|_| ApiError::Busy)?;
-        let archive = Arc::clone(&self.archive);
-        let found = tokio::task::spawn_blocking(move || look(&archive)).await;
-        let found = found.map_err(|error| ApiError::Internal(error.to_string()))?;
-        found.map_err(|error| LedgerError::Store(error).into())
+        self.archive.look(look).await?.map_err(|error| LedgerError::Store(error).into())
     }
 
     async fn books(&self, front: &Front) -> Result<Response, ApiError> {

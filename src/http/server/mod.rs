@@ -6,6 +6,7 @@ mod ledger;
 mod operations;
 mod page;
 mod queries;
+mod readers;
 mod reports;
 mod request;
 mod status;
@@ -40,8 +41,8 @@ use warp::reply::Response;
 use self::alone::{LedgerOnly, QueriesOnly};
 use self::ledger::LedgerSite;
 use self::queries::{LedgerHere, QuerySite, RunHere};
+use self::readers::Readers;
 use self::request::{Asked, Peer};
-use self::watching::Past;
 use super::admission::Admission;
 use super::api::queries::Newest;
 use super::auth::Gate;
@@ -220,7 +221,8 @@ pub(super) struct Site {
     queries: Option<Arc<QuerySite>>,
     /// What was last told of the newest model.
     newest: Mutex<Option<Arc<Newest>>>,
-    past: Past,
+    past: Readers<History>,
+    reports: Option<Readers<PathBuf>>,
 }
 
 impl Deref for Site {
@@ -263,6 +265,7 @@ impl Server {
             let ports = QueryPorts { run, blobs: Arc::clone(&parts.blobs) as _, ledger };
             Arc::new(QuerySite::new(queries, ports, Arc::clone(&parts.clock), Arc::clone(&parts.hub)))
         });
+        let reports = config.reports.clone();
         let site = Arc::new(Site {
             front: Front::new(parts.clock, parts.hub, config, stopping)?,
             coordinator: parts.coordinator,
@@ -274,7 +277,8 @@ impl Server {
             admission: parts.admission,
             queries,
             newest: Mutex::default(),
-            past: Past::new(parts.history),
+            past: Readers::new(Arc::new(parts.history), limits::ARCHIVE_WAITING_MAX),
+            reports: reports.map(|folder| Readers::new(Arc::new(folder), limits::REPORTS_READ_AT_A_TIME)),
         });
         let server = Self::serve(listener, Arc::clone(&site), stop)?;
         if let Some(runtime) = &server.runtime

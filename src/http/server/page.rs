@@ -73,7 +73,12 @@ fn file(asked: &Asked, name: &str) -> Result<Response, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
     use super::*;
+    use crate::ledger::{Account, Kind, Purpose};
+    use crate::protocol::PublicKey;
 
     fn text(name: &str) -> String {
         String::from_utf8(Files::get(name).unwrap().data.into_owned()).unwrap()
@@ -158,5 +163,40 @@ mod tests {
             let file = library.strip_prefix("vendor/").unwrap();
             assert!(licence.contains(file) && licence.contains("MIT"), "{file} has no licence");
         }
+    }
+
+    /// The names of each variant and of its fields, in the order of the wire: of what decodes from its number and zeros, or
+    /// from its number and a key.
+    fn variants<T: Serialize + DeserializeOwned>(key: Option<PublicKey>) -> Vec<Vec<String>> {
+        let content = key.map_or(vec![0; 512], |key| key.as_bytes().to_vec());
+        let values =
+            (0..=u8::MAX).map_while(|number| postcard::from_bytes::<T>(&[&[number], &content[..]].concat()).ok());
+        values.map(|value| names(&serde_json::to_string(&value).unwrap())).collect()
+    }
+
+    /// What is before a colon in this JSON, or the text that it is up to a colon.
+    fn names(json: &str) -> Vec<String> {
+        let parts: Vec<&str> = json.split('"').collect();
+        let texts = parts.windows(2).skip(1).step_by(2);
+        let keys: Vec<String> = texts.filter(|pair| pair[1].starts_with(':')).map(|pair| pair[0].to_owned()).collect();
+        if keys.is_empty() { vec![parts[1].split(':').next().unwrap().to_owned()] } else { keys }
+    }
+
+    /// The texts in the rows of a table of the page's checker of proofs.
+    fn table(name: &str) -> Vec<Vec<String>> {
+        let script = text("proof.js");
+        let table = script.split(&format!("const {name} = [")).nth(1).unwrap().split("];").next().unwrap();
+        let texts = |row: &str| row.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        table.lines().map(texts).filter(|row| !row.is_empty()).collect()
+    }
+
+    #[test]
+    fn the_page_knows_every_kind_purpose_and_account_of_the_ledger_in_the_order_of_the_wire() {
+        assert_eq!(table("KINDS"), variants::<Kind>(None));
+        assert_eq!(table("PURPOSES"), variants::<Purpose>(None));
+        assert!(variants::<Purpose>(None).len() > 15);
+        let accounts: Vec<String> =
+            variants::<Account>(Some(crate::testing::key(1).public())).into_iter().flatten().collect();
+        assert_eq!(table("ACCOUNTS"), [accounts]);
     }
 }

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use warp::http::{HeaderValue, header};
 use warp::reply::Response;
 
+use super::Site;
 use super::page::FOR_PEOPLE;
 use super::request::{Asked, json};
-use super::{Site, blobs::blocking};
 use crate::http::api::watch::{Report, Reports};
 use crate::http::error::ApiError;
 use crate::protocol::{Digest, limits};
@@ -32,19 +32,15 @@ struct Played {
 }
 
 pub(super) async fn list(site: &Site) -> Result<Response, ApiError> {
-    let Some(folder) = site.config.reports.clone() else { return Ok(json(&Reports { reports: Vec::new() })) };
-    let reports = blocking(move || reports(&folder)).await;
+    let Some(shelf) = &site.reports else { return Ok(json(&Reports { reports: Vec::new() })) };
+    let reports = shelf.look(|folder| reports(folder)).await?;
     Ok(json(&Reports { reports: reports.map_err(|error| ApiError::Internal(error.to_string()))? }))
 }
 
 pub(super) async fn show(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
-    let (folder, name) = (site.config.reports.clone().ok_or(ApiError::NoSuchReport)?, asked.part::<String>(NAME)?);
-    let found = blocking(move || {
-        // Only a name that was listed leads to a file.
-        let listed = reports(&folder)?.into_iter().any(|report| report.name == name);
-        listed.then(|| text(&folder.join(name).join("report.html"))).transpose()
-    });
-    let found = found.await.map_err(|error| ApiError::Internal(error.to_string()))?;
+    let (shelf, name) = (site.reports.as_ref().ok_or(ApiError::NoSuchReport)?, asked.part::<String>(NAME)?);
+    let found = shelf.look(move |folder| page(folder, &name)).await?;
+    let found = found.map_err(|error| ApiError::Internal(format!("the report cannot be read: {error}")))?;
     let mut response = Response::new(found.ok_or(ApiError::NoSuchReport)?.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
@@ -66,15 +62,30 @@ fn reports(folder: &Path) -> io::Result<Vec<Report>> {
         }
     }
     names.sort();
-    // A path that leads here has one part, and nothing in it that would have to be written another way.
-    let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    let found = names.into_iter().filter(plain).filter_map(|name| report(&folder.join(&name), &name));
+    let found = names.iter().filter(|name| is_plain(name)).filter_map(|name| report(&folder.join(name), name));
     Ok(found.take(limits::REPORTS_MAX).collect())
+}
+
+/// Whether this can be a report's name: one part of a path, with nothing in it that would have to be written another way.
+fn is_plain(name: &str) -> bool {
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    plain && !["", ".", ".."].contains(&name)
+}
+
+/// The page of the report `name`, if there is a whole one.
+fn page(folder: &Path, name: &str) -> io::Result<Option<String>> {
+    let folder = folder.join(name);
+    // As in the list: what a link leads to was not put here.
+    let is_here = is_plain(name) && fs::symlink_metadata(&folder).is_ok_and(|found| found.is_dir());
+    if !is_here || report(&folder, name).is_none() {
+        return Ok(None);
+    }
+    text(&folder.join("report.html")).map(Some)
 }
 
 fn report(folder: &Path, name: &str) -> Option<Report> {
     let played: Played = serde_json::from_str(&text(&folder.join("run.json")).ok()?).ok()?;
-    folder.join("report.html").is_file().then_some(())?;
+    is_file(&folder.join("report.html")).then_some(())?;
     let metrics = text(&folder.join("metrics.csv")).unwrap_or_default();
     let mut lines = metrics.lines();
     let column = lines.next()?.split(',').position(|name| name == "loss");
@@ -91,8 +102,19 @@ fn report(folder: &Path, name: &str) -> Option<Report> {
     })
 }
 
+fn is_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+/// The text of a file, whole.
 fn text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    fs::File::open(path)?.take(limits::REPORT_BYTES_MAX).read_to_string(&mut text)?;
+    let (mut text, most) = (String::new(), limits::REPORT_BYTES_MAX);
+    if !is_file(path) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::other(format!("a file of it has more than {most} bytes")));
+    }
     Ok(text)
 }

@@ -101,11 +101,14 @@ impl Asked {
         self.parameter(name)?.ok_or_else(|| ApiError::Malformed(format!("the query needs a number {name}")))
     }
 
-    /// Something in the query that may be left out.
+    /// Something in the query that may be left out. (Signatures are over the query as it was sent.)
     pub fn parameter<T: FromStr<Err: fmt::Display>>(&self, name: &str) -> Result<Option<T>, ApiError> {
-        let value = self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let wrong = |error: T::Err| ApiError::Malformed(format!("{name} in the query: {error}"));
-        value.map(str::parse).transpose().map_err(wrong)
+        parameter(&self.query, name)
+    }
+
+    /// How many things of a page are asked for: `usual` where nobody says, `limit` at most.
+    pub fn most(&self, usual: usize, limit: usize) -> Result<usize, ApiError> {
+        Ok(self.parameter("most")?.unwrap_or(usual).clamp(1, limit))
     }
 
     /// Whether there is a signature at all.
@@ -174,9 +177,20 @@ impl Asked {
     }
 }
 
+fn parameter<T: FromStr<Err: fmt::Display>>(query: &str, name: &str) -> Result<Option<T>, ApiError> {
+    let value = form_urlencoded::parse(query.as_bytes()).find(|(known, _)| known == name);
+    let wrong = |error: T::Err| ApiError::Malformed(format!("{name} in the query: {error}"));
+    value.map(|(_, value)| value.parse()).transpose().map_err(wrong)
+}
+
 /// Reads a body of JSON.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))
+}
+
+/// What comes after a page that may have had so many things: the name of its last one, or nothing where it was not full.
+pub(super) fn next<T, N>(page: &[T], most: usize, name: impl Fn(&T) -> N) -> Option<N> {
+    page.last().filter(|_| page.len() >= most).map(name)
 }
 
 /// Answers with JSON.
@@ -189,5 +203,27 @@ pub(super) fn json<T: Serialize>(value: &T) -> Response {
             response
         }
         Err(error) => ApiError::Internal(error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Account;
+
+    #[test]
+    fn a_parameter_may_be_written_with_escapes() {
+        let key = crate::testing::key(1).public();
+        let account = |query: &str| parameter::<Account>(query, "after");
+        for query in
+            [format!("after=wallet:{key}"), format!("most=3&after=wallet%3A{key}"), format!("after=wallet%3a{key}")]
+        {
+            assert_eq!(account(&query), Ok(Some(Account::Wallet(key))), "{query}");
+        }
+        assert_eq!(account("most=3&hereafter=1"), Ok(None));
+        assert_eq!(parameter("m%6fst=%33", "most"), Ok(Some(3)));
+        for wrong in ["after=wallet%3", "after=%FF", "after="] {
+            assert!(matches!(account(wrong), Err(ApiError::Malformed(_))), "{wrong}");
+        }
     }
 }

@@ -108,15 +108,8 @@ pub(super) async fn newest(site: &Site) -> Result<Response, ApiError> {
 pub(super) async fn audits(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
     let round = asked.parameter::<u64>("round")?;
     let round = round.map(|round| u32::try_from(round).map_or(Round(limits::ROUNDS_MAX), Round));
-    let audits = site.look(move |state| {
-        let round = round.unwrap_or_else(|| Round(state.round().0.saturating_sub(1)));
-        RoundAudits {
-            spec: state.spec().clone(),
-            round,
-            draw: state.draw_of(round).cloned(),
-            verifiers: state.verifiers().iter().map(|(key, record)| (*key, *record)).collect(),
-        }
-    });
+    let audits = site
+        .look(move |state| RoundAudits::of(state, round.unwrap_or_else(|| Round(state.round().0.saturating_sub(1)))));
     Ok(json(&audits.await?))
 }
 

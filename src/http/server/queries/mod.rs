@@ -2,6 +2,7 @@
 
 mod ask;
 mod complete;
+mod follow;
 mod log;
 mod ports;
 mod tell;
@@ -10,15 +11,14 @@ mod till;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use warp::http::header;
 use warp::reply::Response;
 
 use self::ask::{Kind, Query};
 use self::complete::complete;
+pub(super) use self::follow::follow;
 use self::log::AccessLog;
 pub(super) use self::ports::{LedgerHere, RunHere, newer_than};
 pub use self::ports::{LedgerTrouble, QueryLedger, RunPort};
@@ -33,14 +33,10 @@ use crate::http::api::watch::{PayerKind, Payment, Sample, Samples};
 use crate::http::error::{ApiError, QueryError};
 use crate::http::hub::Hub;
 use crate::http::openapi::Endpoint;
-use crate::inference::{Engine, Event, Model};
-use crate::model::{Decoder, checkpoint};
-use crate::protocol::{Amount, Digest, PublicKey, Round, RunId, limits};
+use crate::inference::Engine;
+use crate::protocol::{Amount, Digest, PublicKey, RunId, limits};
 use crate::runtime::Clock;
 use crate::store::{ApiKey, Blobs, OpenQuery, QueryStore, QueryStoreError};
-
-/// How often to look for a newer model.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What answers queries.
 pub struct QueryParts {
@@ -169,76 +165,6 @@ pub(super) async fn answer(
             Ok(json(&Samples { samples: samples.iter().cloned().collect() }))
         }
         _ => Err(ApiError::NoSuchRoute),
-    }
-}
-
-/// Has each new base model answer queries, until the server stops.
-pub(super) async fn follow(queries: Arc<QuerySite>) {
-    if let Some(last) = queries.run.last() {
-        // What answered before, until something newer is there.
-        queries.serve(last).await;
-    }
-    loop {
-        let known = queries.engine.newest().map(|model| model.digest);
-        if let Ok(Some(newest)) = queries.run.newer(known).await
-            && Some(newest.digest) != known
-        {
-            let round = newest.round;
-            // One that cannot be read is tried again, or a newer one.
-            if queries.serve(newest).await {
-                sample(&queries, round).await;
-                continue;
-            }
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-impl QuerySite {
-    /// Has a model answer what is asked from now on: whether it can be read.
-    async fn serve(&self, newest: Newest) -> bool {
-        let (blobs, run) = (Arc::clone(&self.blobs), Arc::clone(&self.run));
-        let loaded = tokio::task::spawn_blocking(move || {
-            newest.model.validate().ok()?;
-            let params = checkpoint::decode(&blobs.get(&newest.digest).ok()?, &newest.model).ok()?;
-            let decoder = Decoder::new(&newest.model, params).ok()?;
-            run.answers(&newest);
-            Some((newest, decoder))
-        });
-        let Ok(Some((newest, decoder))) = loaded.await else { return false };
-        let digest = newest.digest;
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(newest);
-        self.engine.swap(Model { digest, decoder });
-        true
-    }
-}
-
-/// Has the newest model write what is shown of it. Where there is no room, it is left out.
-async fn sample(queries: &QuerySite, round: Round) {
-    let Ok(mut place) = queries.engine.reserve(1) else { return };
-    let model = place.model().digest;
-    let context = u32::try_from(place.model().decoder.context()).unwrap_or(u32::MAX);
-    let most = limits::SAMPLE_TOKENS.min(context.saturating_sub(1));
-    // As if somebody had asked for it: the same seed each time, so that only the models differ.
-    let query = json!({ "model": MODEL, "prompt": "", "max_tokens": most, "temperature": 0.8, "seed": 0 });
-    let query = Query::read(Kind::Completion, query.to_string().as_bytes(), context as usize);
-    let Some(job) = query.ok().and_then(|query| query.jobs(0).pop()) else { return };
-    let (events, mut heard) = mpsc::unbounded_channel();
-    if place.begin(job, Box::new(move |event| events.send(event).is_ok())).is_err() {
-        return;
-    }
-    let mut bytes = Vec::new();
-    while let Some(event) = heard.recv().await {
-        match event {
-            Event::Token(written) => bytes.extend(written.iter().map(|written| written.byte)),
-            Event::Ended(_) => break,
-            Event::Failed(_) => return,
-        }
-    }
-    let mut samples = queries.samples.lock().unwrap_or_else(PoisonError::into_inner);
-    samples.push_back(Sample { round, model, text: String::from_utf8_lossy(&bytes).into_owned() });
-    while samples.len() > limits::SAMPLES_KEPT {
-        samples.pop_front();
     }
 }
 

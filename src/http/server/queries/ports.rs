@@ -11,7 +11,7 @@ use crate::http::api::queries::Newest;
 use crate::http::error::ApiError;
 use crate::http::server::ledger::LedgerSite;
 use crate::ledger::{BookError, LedgerError, OrderError, Request};
-use crate::protocol::{Digest, PublicKey, limits};
+use crate::protocol::{Balance, Digest, PublicKey, limits};
 
 /// The run whose newest model answers.
 pub trait RunPort: Send + Sync {
@@ -25,6 +25,9 @@ pub trait RunPort: Send + Sync {
 
     /// This one answers from now on. May wait for the disk.
     fn answers(&self, _newest: &Newest) {}
+
+    /// This one cannot answer, and why. It is told once until that changes, however often it is tried again.
+    fn cannot_answer(&self, _newest: &Newest, _problem: &str) {}
 }
 
 /// The ledger that queries are paid in.
@@ -42,8 +45,11 @@ pub trait QueryLedger: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LedgerTrouble {
     /// The wallet has not so much.
-    #[error("{0}")]
-    Insufficient(String),
+    #[error("the wallet can spend {available}")]
+    Insufficient {
+        /// What it has.
+        available: Balance,
+    },
     /// It was done before, when others had contributed.
     #[error("it was done before, otherwise")]
     Done,
@@ -61,7 +67,7 @@ impl From<ApiError> for LedgerTrouble {
         match error {
             ApiError::Ledger(LedgerError::Order(OrderError::IdReused { .. })) => Self::Done,
             ApiError::Ledger(LedgerError::Order(OrderError::Book(BookError::Insufficient { available, .. }))) => {
-                Self::Insufficient(format!("the wallet can spend {available}"))
+                Self::Insufficient { available }
             }
             ApiError::Ledger(LedgerError::Store(_)) => Self::Away(words),
             ApiError::Ledger(_) => Self::Refused(words),

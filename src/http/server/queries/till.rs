@@ -190,8 +190,8 @@ pub async fn hold(queries: &Arc<QuerySite>, payer: Payer, tokens: u64) -> Result
             // Whatever has become of it, it is given back.
             bill.release(queries);
             Err(match trouble {
-                LedgerTrouble::Insufficient(why) => {
-                    QueryError::quota(format!("this query may cost {most}, and {why}")).into()
+                LedgerTrouble::Insufficient { .. } => {
+                    QueryError::quota(format!("this query may cost {most}, and {trouble}")).into()
                 }
                 LedgerTrouble::Away(problem) => ApiError::LedgerAway(problem),
                 trouble => QueryError::unpaid(trouble.to_string()).into(),
@@ -253,7 +253,7 @@ fn paid(settled: Result<(), LedgerTrouble>, cost: Amount) -> Option<Amount> {
         Ok(()) | Err(LedgerTrouble::Done) => Some(cost),
         Err(LedgerTrouble::Away(_)) => None,
         // There is no hold, or none any more.
-        Err(LedgerTrouble::Insufficient(_) | LedgerTrouble::Refused(_)) => Some(Amount::ZERO),
+        Err(LedgerTrouble::Insufficient { .. } | LedgerTrouble::Refused(_)) => Some(Amount::ZERO),
     }
 }
 
