@@ -69,7 +69,7 @@ pub enum ClientError {
         /// The HTTP status.
         status: u16,
         /// Its words.
-        detail: ErrorDetail,
+        detail: Box<ErrorDetail>,
     },
     /// The server answered something that this build does not understand.
     #[error("the server's answer is not understood: {0}")]
@@ -364,7 +364,7 @@ impl Client {
             },
             |body| body.error,
         );
-        Err(ClientError::Refused { status: status.as_u16(), detail })
+        Err(ClientError::Refused { status: status.as_u16(), detail: Box::new(detail) })
     }
 
     fn unreachable(&self, problem: String) -> ClientError {

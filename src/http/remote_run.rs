@@ -187,7 +187,7 @@ mod tests {
                 received: None,
                 available: (code == "insufficient_funds").then_some(Balance(7)),
             };
-            trouble(&ClientError::Refused { status, detail })
+            trouble(&ClientError::Refused { status, detail: Box::new(detail) })
         };
         assert_eq!(refused(402, "insufficient_funds"), LedgerTrouble::Insufficient { available: Balance(7) });
         assert_eq!(refused(409, "id_reused"), LedgerTrouble::Done);

@@ -303,7 +303,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap();
+            tokio::time::timeout(Duration::from_mins(1), waiting).await.unwrap();
         };
         until(&|| world.answers() == Some(first)).await;
         until(&|| world.site.engine.load() == (0, 0)).await;
