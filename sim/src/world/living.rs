@@ -348,7 +348,7 @@ mod tests {
             "{SMALL}faults = [{{ what = 'disk-full', who = 'coordinator', at_seconds = [0], for_seconds = 99 }}]"
         );
         let scenario = Scenario::parse(Path::new("small.toml"), &text).unwrap();
-        let outcome = crate::Simulation::new(&scenario).until(Duration::from_secs(60)).run(1, 1).unwrap();
+        let outcome = crate::Simulation::new(&scenario).until(Duration::from_mins(1)).run(1, 1).unwrap();
         assert_eq!(outcome.failures, Vec::<String>::new());
     }
 }
