@@ -8,10 +8,10 @@ pub(super) struct JournalLaws {
     economy: Economy,
     /// Work that was paid.
     paid: BTreeSet<(PublicKey, TaskId)>,
-    /// Pays that are neither vested nor forfeited, and whose they are.
-    pays: BTreeMap<TransferId, PublicKey>,
-    /// How many of them each has.
-    unvested: BTreeMap<PublicKey, u32>,
+    /// Pays that are neither vested nor forfeited, and whose they are, with the rounds that they were paid with.
+    pays: BTreeMap<TransferId, (PublicKey, Round)>,
+    /// How many of them each has of each round.
+    unvested: BTreeMap<PublicKey, BTreeMap<Round, u32>>,
     emitted: i128,
     /// What queries hold, and of whom.
     holds: BTreeMap<TransferId, (Account, Amount)>,
@@ -25,8 +25,8 @@ pub(super) struct JournalLaws {
 struct Sums {
     /// What was emitted before, and for this round.
     round: Option<(Round, i128, i128)>,
-    /// Whose pay vested.
-    vested: BTreeSet<PublicKey>,
+    /// Whose pay vested, of which round.
+    vested: BTreeSet<(PublicKey, Round)>,
     /// What queries did cost, and what was shared out of that.
     queries: BTreeMap<TransferId, (i128, i128)>,
 }
@@ -77,8 +77,8 @@ impl JournalLaws {
                     if !verdicts.contains(&verdict) {
                         broken.push(format!("worker {} was paid for a verdict that is not on record", worker.short()));
                     }
-                    self.pays.insert(transfer.id, worker);
-                    *self.unvested.entry(worker).or_default() += 1;
+                    self.pays.insert(transfer.id, (worker, round));
+                    *self.unvested.entry(worker).or_default().entry(round).or_default() += 1;
                 }
                 (Kind::Post { pending }, Purpose::Vest) => sums.vested.extend(self.resolve(pending)),
                 // A stake on its way out is taken back like that too, and was not emitted.
@@ -118,12 +118,12 @@ impl JournalLaws {
         broken
     }
 
-    fn resolve(&mut self, pending: TransferId) -> Option<PublicKey> {
-        let worker = self.pays.remove(&pending)?;
-        if let Some(unvested) = self.unvested.get_mut(&worker) {
+    fn resolve(&mut self, pending: TransferId) -> Option<(PublicKey, Round)> {
+        let (worker, round) = self.pays.remove(&pending)?;
+        if let Some(unvested) = self.unvested.get_mut(&worker).and_then(|rounds| rounds.get_mut(&round)) {
             *unvested = unvested.saturating_sub(1);
         }
-        Some(worker)
+        Some((worker, round))
     }
 
     fn check(&self, sums: &Sums, broken: &mut Vec<String>) {
@@ -134,11 +134,13 @@ impl JournalLaws {
             }
         }
         let least = self.economy.config().vesting_rewards;
-        for worker in &sums.vested {
-            let left = self.unvested.get(worker).copied().unwrap_or_default();
+        for (worker, round) in &sums.vested {
+            // What was paid with it does not count: it may be false like it, and nobody has looked yet.
+            let others = self.unvested.get(worker).into_iter().flatten().filter(|(other, _)| *other != round);
+            let left = others.map(|(_, left)| left).sum::<u32>();
             if left < least {
                 broken.push(format!(
-                    "pay of worker {} vested when it had {left} rewards after it, not {least}",
+                    "pay of worker {} vested when it had {left} rewards of other rounds after it, not {least}",
                     worker.short()
                 ));
             }
