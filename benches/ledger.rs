@@ -70,7 +70,15 @@ fn rounds() -> impl Iterator<Item = Request> {
             let outcome = Outcome::Accepted { layer: Layer::Statistics, tokens: 1, norm: 1.0 };
             Signed::seal(
                 &verifier(),
-                &Verdict { task, worker: key(worker).public(), payload: Digest::of(b""), work: 0, by: None, outcome },
+                &Verdict {
+                    task,
+                    worker: key(worker).public(),
+                    payload: Digest::of(b""),
+                    work: 0,
+                    by: None,
+                    turn: 0,
+                    outcome,
+                },
             )
         };
         Request::PayRound { run, round: Round(round), verdicts: (0..WALLETS).map(verdict).collect() }

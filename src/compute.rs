@@ -63,6 +63,17 @@ pub struct AggregateJob {
     pub updates: Vec<(Digest, u64)>,
 }
 
+/// What aggregation has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aggregated {
+    /// The next base model.
+    pub model: Digest,
+    /// The outer momentum, where there is one.
+    pub momentum: Option<Digest>,
+    /// Payloads that count for nothing, because they do not decode or because the model would not be finite.
+    pub left_out: Vec<Digest>,
+}
+
 impl Compute {
     /// Computes with `engine` on blobs of `blobs`.
     #[must_use]
@@ -84,14 +95,33 @@ impl Compute {
         Ok(do_task(&*self.engine, task, &base, &corpus, on_step)?)
     }
 
-    /// Makes the next base model of accepted payloads: the digests of the model and of the outer momentum.
-    pub fn aggregate(&self, spec: &RunSpec, job: &AggregateJob) -> Result<(Digest, Option<Digest>), ComputeError> {
+    /// Makes the next base model of accepted payloads. Payloads that do not decode count for nothing, and where nothing is
+    /// left, or what comes out is not finite, the model stays what it was: a run must not end because of one round.
+    pub fn aggregate(&self, spec: &RunSpec, job: &AggregateJob) -> Result<Aggregated, ComputeError> {
         let layout = Layout::of(&spec.model);
         let payloads = job.updates.iter().map(|(digest, _)| self.blobs.get(digest)).collect::<Result<Vec<_>, _>>()?;
         let tokens = job.updates.iter().map(|(_, tokens)| *tokens);
-        let updates: Vec<Update<'_>> =
+        let mut updates: Vec<Update<'_>> =
             payloads.iter().zip(tokens).map(|(payload, tokens)| Update { payload, tokens }).collect();
-        let mean = spec.aggregation.apply(spec.codec, &layout, &updates)?;
+        let unchanged = |left_out| Ok(Aggregated { model: job.base, momentum: job.momentum, left_out });
+        let of = |updates: &[Update<'_>]| spec.aggregation.apply(spec.codec, &layout, updates);
+        let mut left_out = Vec::new();
+        let mean = match of(&updates) {
+            Ok(mean) => mean,
+            // Rare enough to look at each by itself only now.
+            Err(_) => {
+                let reads = |payload: &[u8]| {
+                    spec.codec.norm(&layout, payload).is_ok() && spec.codec.decode(&layout, payload).is_ok()
+                };
+                let damaged = job.updates.iter().zip(&payloads).filter(|(_, payload)| !reads(payload));
+                left_out.extend(damaged.map(|((digest, _), _)| *digest));
+                updates.retain(|update| reads(update.payload));
+                if updates.is_empty() {
+                    return unchanged(left_out);
+                }
+                of(&updates)?
+            }
+        };
         let mut next = Params::clone(&*self.model(&job.base, &spec.model)?);
         let mut momentum = match (spec.outer.momentum > 0.0, job.momentum) {
             (false, _) => None,
@@ -100,18 +130,24 @@ impl Compute {
         };
         spec.outer.step(&mut next, momentum.as_mut(), &mean);
         drop(mean);
+        if !next.is_finite() || momentum.as_ref().is_some_and(|momentum| !momentum.is_finite()) {
+            return unchanged(job.updates.iter().map(|(digest, _)| *digest).collect());
+        }
         let momentum = momentum.map(|momentum| self.save(&momentum)).transpose()?;
-        let digest = self.save(&next)?;
-        *lock(&self.model) = Some((digest, Arc::new(next)));
-        Ok((digest, momentum))
+        let model = self.save(&next)?;
+        *lock(&self.model) = Some((model, Arc::new(next)));
+        Ok(Aggregated { model, momentum, left_out })
     }
 
-    /// The validation loss of a base model, nats a token.
+    /// The validation loss of a base model, nats a token: infinite where the model is so broken that it has none, which is a
+    /// finding like any other.
     pub fn evaluate(&self, spec: &RunSpec, model: &Digest) -> Result<f64, ComputeError> {
         let params = self.model(model, &spec.model)?;
         let corpus = self.corpus(&spec.dataset)?;
-        let loss = self.engine.loss(&spec.model, &params, &mut validation_batches(&corpus, spec))?;
-        Ok(loss)
+        match self.engine.loss(&spec.model, &params, &mut validation_batches(&corpus, spec)) {
+            Err(EngineError::NotFinite(_)) => Ok(f64::INFINITY),
+            loss => Ok(loss?),
+        }
     }
 
     /// Does a verifier's job. A payload that is not there is the worker's fault and makes a verdict; a store that cannot
@@ -164,7 +200,7 @@ impl Compute {
         let layout = Layout::of(&task.model);
         let useless = |reason: Reason| {
             let outcome = Outcome::Rejected { layer: Layer::Admission, reason };
-            Ok(Verdict { task: task.id(), worker: *peer, payload: *copy, work: 0, by: None, outcome })
+            Ok(Verdict { task: task.id(), worker: *peer, payload: *copy, work: 0, by: None, turn: 0, outcome })
         };
         let again = match self.blobs.get(copy) {
             Err(BlobError::Missing(_)) => return useless(Reason::PayloadMissing),
@@ -192,12 +228,12 @@ impl Compute {
             }
         };
         let (task, worker, payload) = (task.id(), *worker, *payload);
-        Ok(Verdict { task, worker, payload, work: tokens, by: Some(*peer), outcome })
+        Ok(Verdict { task, worker, payload, work: tokens, by: Some(*peer), turn: 0, outcome })
     }
 
     /// Does a task again. What was accepted before is in the blob store: if it is not now, that is nobody's fault.
     fn replay(&self, job: &ReplayJob) -> Result<Verdict, ComputeError> {
-        let ReplayJob { task, worker, payload, trail, .. } = job;
+        let ReplayJob { task, worker, payload, trail, turn, .. } = job;
         let handed_in = self.blobs.get(payload)?;
         let base = self.model(&task.base, &task.model)?;
         let corpus = self.corpus(&task.dataset)?;
@@ -210,7 +246,15 @@ impl Compute {
             }
             Err(reason) => Outcome::Rejected { layer: Layer::Replay, reason },
         };
-        Ok(Verdict { task: task.id(), worker: *worker, payload: *payload, work: tokens, by: None, outcome })
+        Ok(Verdict {
+            task: task.id(),
+            worker: *worker,
+            payload: *payload,
+            work: tokens,
+            by: None,
+            turn: *turn,
+            outcome,
+        })
     }
 
     /// The blobs of a dataset: its manifest and its shards.
@@ -264,4 +308,83 @@ fn remember<T>(
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{InnerOptimizer, OuterOptimizer, Round, RunSpec, Seed};
+    use crate::store::MemoryBlobs;
+    use crate::testing;
+    use crate::training::{Batch, Session};
+
+    /// An engine for which every model is broken.
+    struct Broken;
+
+    impl Engine for Broken {
+        fn kind(&self) -> DeviceKind {
+            DeviceKind::Ndarray
+        }
+
+        fn train(&self, _: &ModelSpec, _: &Params, _: &InnerOptimizer) -> Result<Box<dyn Session>, EngineError> {
+            Err(EngineError::NotFinite("the loss"))
+        }
+
+        fn loss(&self, _: &ModelSpec, _: &Params, _: &mut dyn Iterator<Item = Batch>) -> Result<f64, EngineError> {
+            Err(EngineError::NotFinite("the loss"))
+        }
+    }
+
+    /// The run of the tests with its first model in a store, and the digest of that.
+    fn world(spec: &RunSpec) -> (Compute, Digest) {
+        let compute = Compute::new(Arc::new(Broken), Arc::new(MemoryBlobs::default()));
+        let base = compute.save(&Params::initial(&spec.model, &spec.seed)).unwrap();
+        (compute, base)
+    }
+
+    fn update(compute: &Compute, spec: &RunSpec, seed: u64, scale: f32) -> (Digest, u64) {
+        let mut update = Params::initial(&spec.model, &Seed::from_number(seed));
+        update.values_mut().iter_mut().for_each(|value| *value *= scale);
+        (compute.blobs().put(&spec.codec.encode(&update, &spec.seed).unwrap()).unwrap(), 64)
+    }
+
+    #[test]
+    fn what_does_not_decode_counts_for_nothing_and_is_told_of() {
+        let spec = testing::spec(3);
+        let (compute, base) = world(&spec);
+        let good: Vec<_> = (0..3).map(|seed| update(&compute, &spec, seed, 0.1)).collect();
+        let damaged = (compute.blobs().put(b"no update").unwrap(), 64);
+        let make = |updates| compute.aggregate(&spec, &AggregateJob { base, momentum: None, updates }).unwrap();
+        let without = make(good.clone());
+        assert!(without.left_out.is_empty() && without.model != base);
+        let with = make([good[..1].to_vec(), vec![damaged], good[1..].to_vec()].concat());
+        assert_eq!(with, Aggregated { left_out: vec![damaged.0], ..without });
+        let nothing = Aggregated { model: base, momentum: None, left_out: vec![damaged.0] };
+        assert_eq!(make(vec![damaged]), nothing, "the model stays what it was");
+    }
+
+    #[test]
+    fn a_model_that_would_not_be_finite_is_not_made() {
+        let spec = RunSpec { outer: OuterOptimizer { rate: 1e35, momentum: 0.0 }, ..testing::spec(3) };
+        let (compute, base) = world(&spec);
+        let updates: Vec<_> = (0..3).map(|seed| update(&compute, &spec, seed, 1e9)).collect();
+        let made = compute.aggregate(&spec, &AggregateJob { base, momentum: None, updates: updates.clone() }).unwrap();
+        assert_eq!(made.model, base);
+        assert_eq!(made.left_out, updates.iter().map(|(payload, _)| *payload).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_model_without_a_finite_loss_is_a_finding_and_an_update_that_leads_to_one_does_not_help() {
+        let mut corpus = Corpus::default();
+        corpus.push(&b"to be or not to be, that is the question; ".repeat(40)).unwrap();
+        let mut spec = testing::spec(3);
+        let (compute, base) = world(&spec);
+        let manifest = corpus.store(|shard| compute.blobs().put(shard).map(drop)).unwrap();
+        spec.dataset = compute.blobs().put(&manifest.encode()).unwrap();
+        assert_eq!(compute.evaluate(&spec, &base).unwrap(), f64::INFINITY);
+        let task = Task::of_round(&spec, Round(0), 0, base);
+        let payload = compute.blobs().get(&update(&compute, &spec, 1, 0.1).0).unwrap();
+        let params = Params::initial(&spec.model, &spec.seed);
+        assert!(!helps(&Broken, &task, &params, &corpus, &payload, 1.0).unwrap());
+    }
 }

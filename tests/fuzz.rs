@@ -128,7 +128,7 @@ fn requests() -> Vec<WorkerRequest> {
 fn replies() -> Vec<WorkerReply> {
     vec![
         WorkerReply::Leased(Box::new(Lease { task: task(), deadline: Time(9) })),
-        WorkerReply::Wait { until: Time(7) },
+        WorkerReply::Wait,
         WorkerReply::Committed(task().id()),
         WorkerReply::Refused { task: Some(task().id()), reason: RefusalReason::TaskNotOpen },
         WorkerReply::Finished,
@@ -216,7 +216,7 @@ fn lent_jobs_and_other_bodies() {
     let admission =
         AdmissionJob { task: task(), worker: key().public(), submission: submission(), base_loss: Some(3.0) };
     let (worker, payload, trail) = (key().public(), Digest::of(b"payload"), submission().trail());
-    let replay = ReplayJob { task: task(), worker, payload, trail, not: vec![key().public()] };
+    let replay = ReplayJob { task: task(), worker, payload, trail, not: vec![key().public()], turn: 1 };
     let jobs =
         [Job::Admission(Box::new(admission)), Job::Statistics(Box::new(statistics)), Job::Replay(Box::new(replay))];
     let id = Digest::of(b"job");

@@ -564,6 +564,7 @@ fn anybody_reads_the_ledger_and_nobody_changes_what_is_not_theirs() {
         payload: Digest::of(b"payload"),
         work: 0,
         by: None,
+        turn: 0,
         outcome: Outcome::Accepted { layer: Layer::Admission, tokens: 7, norm: 1.0 },
     };
     let verdicts = |by: &Keypair| pay(&[Signed::seal(by, &verdict)]);

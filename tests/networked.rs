@@ -115,12 +115,24 @@ impl Net {
         });
     }
 
+    /// A command about this folder of its.
+    fn command(&self, arguments: &[&str], state: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+        command.args(arguments).arg("--state-dir").arg(self.state(state));
+        command
+    }
+
     /// Runs a command to its end, which must be a good one: its standard output.
     fn ok(&self, arguments: &[&str], state: &str) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        let output = command.args(arguments).arg("--state-dir").arg(self.state(state)).output().unwrap();
+        let output = self.command(arguments, state).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a worker says of itself; null before it can.
+    fn worker_status(&self, worker: &str) -> Value {
+        let asked = self.command(&["worker", "status", "--json"], worker).output().unwrap();
+        serde_json::from_slice(&asked.stdout).unwrap_or(Value::Null)
     }
 
     fn kill(&mut self, member: usize) {
@@ -218,34 +230,37 @@ fn killed_coordinators_and_workers_lose_nothing_and_are_paid_once() {
 
 #[test]
 fn a_computer_that_sleeps_with_a_task_is_not_waited_for_and_its_result_counts_for_less() {
+    const STEPS: u64 = 60;
     let mut net = Net::new();
-    let job = ["--tasks", "3", "--inner-steps", "60", "--batch", "2", "--context", "16", "--round-time", "3s"];
+    let steps = STEPS.to_string();
+    let job = ["--tasks", "3", "--inner-steps", &steps, "--batch", "2", "--context", "16", "--round-time", "5s"];
     let coordinator = net.coordinator_of(&job, &TRUSTING);
     let url = net.url();
     let sleeper = net.member_with(&url, "worker", "sleeper", &["--cpu-percent", "20"]);
-    let state = net.state("sleeper");
-    let status = || {
-        let mut hydra = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        let output = hydra.args(["worker", "status", "--json"]).arg("--state-dir").arg(&state).output().unwrap();
-        serde_json::from_slice::<Value>(&output.stdout).unwrap_or(Value::Null)
-    };
+    let sleeper = net.children[sleeper].id();
     let signal = |process: u32, signal: &str| {
         assert!(Command::new("kill").args([signal, &process.to_string()]).status().unwrap().success());
     };
     let address = ([127, 0, 0, 1], net.port).into();
-    let rounds = || asking::request(address, "GET", "/hydra/v1/rounds?most=1000", None, "").1["rounds"].clone();
-    common::wait_for(|| status()["steps"].as_u64() > Some(0));
-    let sleeper = net.children[sleeper].id();
+    let round = |round: u64| asking::request(address, "GET", &format!("/hydra/v1/rounds/{round}"), None, "").1;
+    common::wait_for(|| net.worker_status("sleeper")["steps"].as_u64() > Some(STEPS / 2));
     signal(sleeper, "-STOP");
+    let asleep =
+        round(0)["tasks"].as_array().unwrap().iter().find_map(|task| task["worker"].as_str()).unwrap().to_owned();
     net.member("worker", "worker");
-    common::wait_for(|| !rounds()[0]["closed"].is_null());
-    assert_eq!((&rounds()[0]["accepted"], &rounds()[0]["late"]), (&2.into(), &0.into()));
+    common::wait_for(|| !round(0)["closed"].is_null());
+    assert_eq!((&round(0)["accepted"], &round(0)["late"]), (&2.into(), &0.into()));
     signal(sleeper, "-CONT");
-    let late = || rounds().as_array().unwrap().iter().find(|round| round["late"] == 1).cloned();
-    common::wait_for(|| late().is_some_and(|round| !round["paid"].is_null() && round["paid"] != "0"));
-    let (late, whole) = (late().unwrap(), 60 * 2 * 16);
-    let of_its_own = (late["accepted"].as_u64().unwrap() - 1) * whole;
-    assert!([whole / 2, whole / 4].contains(&(late["tokens"].as_u64().unwrap() - of_its_own)), "{late}");
+    // On a busy machine something of the other worker may be late too.
+    let late = || {
+        let is_its = |result: &&Value| result["worker"] == *asleep;
+        let in_round = |after| Some((after, round(after)["late_results"].as_array()?.iter().find(is_its)?.clone()));
+        (1..3).find_map(in_round)
+    };
+    let is_paid = |after| round(after)["paid"].as_str().is_some_and(|paid| paid != "0");
+    common::wait_for(|| late().is_some_and(|(after, _)| is_paid(after)));
+    let (after, late) = late().unwrap();
+    assert_eq!(late["tokens"].as_u64().unwrap(), (STEPS * 2 * 16) >> after, "{late}");
     signal(coordinator.id(), "-TERM");
     let summary = net.summary(coordinator);
     assert_eq!(summary["debits_equal_credits"], true);
@@ -461,12 +476,7 @@ fn an_owners_bounds_on_line_and_processor_are_kept() {
     let watch = hydra::runtime::Stopwatch::start();
     let worker = net.member_with(&url, "worker", "worker-1", &bounds);
     let process = net.children[worker].id();
-    let state = net.state("worker-1");
-    let status = || {
-        let mut hydra = Command::new(env!("CARGO_BIN_EXE_hydra"));
-        let output = hydra.args(["worker", "status", "--json"]).arg("--state-dir").arg(&state).output().unwrap();
-        serde_json::from_slice::<Value>(&output.stdout).unwrap_or(Value::Null)
-    };
+    let status = || net.worker_status("worker-1");
     common::wait_for(|| status()["steps"].as_u64() > Some(0));
     // What is sent within the first second passes at once.
     let model = largest(&net.state("coordinator").join("blobs")) as f64;

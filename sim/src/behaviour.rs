@@ -211,7 +211,7 @@ impl Tamper {
             let layers = [Layer::Admission, Layer::Statistics, Layer::Replay];
             for outcome in layers.map(|layer| if *worker == me { accepted(layer) } else { rejected(layer) }) {
                 let (task, payload, work) = (theirs.task, theirs.payload, theirs.tokens);
-                let verdict = Verdict { task, worker: *worker, payload, work, by: None, outcome };
+                let verdict = Verdict { task, worker: *worker, payload, work, by: None, turn: 0, outcome };
                 // As itself, and as somebody who was never there before.
                 let nobody = Keypair::from_secret(Digest::of(&wire::encode(&verdict)).as_bytes());
                 forged.verdicts.extend([&self.key, &nobody].map(|key| Signed::seal(key, &verdict)));

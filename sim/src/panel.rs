@@ -67,8 +67,8 @@ impl Panel {
                 Outcome::Rejected { layer: Layer::Replay, reason }
             }
         };
-        let verdict =
-            Verdict { task: job.task.id(), worker: job.worker, payload: job.payload, work: tokens, by: None, outcome };
+        let ReplayJob { worker, payload, turn, .. } = *job;
+        let verdict = Verdict { task: job.task.id(), worker, payload, work: tokens, by: None, turn, outcome };
         let signed = Signed::seal(&judge.key, &verdict);
         ctx.run_later(GLANCE, move |panel, _| {
             drop(panel.coordinator.try_send(coordinator::Event::Verdicts(vec![signed])));

@@ -251,7 +251,7 @@ impl Owner {
                 (status.task, status.failed) = (None, None);
                 "waiting"
             }
-            WorkerReply::Wait { .. } | WorkerReply::Received(_) | WorkerReply::Refused { .. } => "waiting",
+            WorkerReply::Wait | WorkerReply::Received(_) | WorkerReply::Refused { .. } => "waiting",
             WorkerReply::Finished => "finished",
         };
         state.clone_into(&mut status.state);

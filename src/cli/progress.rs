@@ -80,6 +80,12 @@ impl Progress {
                 let of = self.end.map_or(String::new(), |end| format!(" of {}", end.0));
                 self.bar.set_message(format!("round {}{of}", round.next().0 + 1));
             }
+            Report::LeftOut { round, payload } => {
+                let payload = payload.short();
+                self.say(&format!(
+                    "  round {round}: the accepted payload {payload} cannot be used, and counts for nothing"
+                ));
+            }
             Report::Evaluated { round, loss, tokens } => {
                 let train = match std::mem::take(&mut self.losses) {
                     (_, 0) => "–".to_owned(),

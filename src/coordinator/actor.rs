@@ -6,7 +6,7 @@ use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient, SpawnHand
 use super::RecordStore;
 use super::core::{Effect, Event, Rounds};
 use super::state::{Record, State};
-use crate::compute::{AggregateJob, Compute, ComputeError};
+use crate::compute::{AggregateJob, Aggregated, Compute, ComputeError};
 use crate::protocol::{Digest, RunSpec, WorkerReply, limits};
 use crate::runtime::{self, Clock, Delivery, Executor, Note, Watch, Work, WorkKind};
 use crate::{ledger, verifier};
@@ -104,8 +104,8 @@ impl Coordinator {
             Effect::Aggregate { round, base, momentum, updates } => {
                 let job = AggregateJob { base, momentum, updates };
                 self.compute(ctx, move |compute, spec| {
-                    let (model, momentum) = compute.aggregate(spec, &job)?;
-                    Ok(Event::Aggregated { round, model, momentum })
+                    let Aggregated { model, momentum, left_out } = compute.aggregate(spec, &job)?;
+                    Ok(Event::Aggregated { round, model, momentum, left_out })
                 });
             }
             Effect::Evaluate { round, model } => self.compute(ctx, move |compute, spec| {

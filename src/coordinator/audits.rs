@@ -40,6 +40,8 @@ pub(super) struct Case {
 /// A worker that does a task again and does not know it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Peer {
+    /// When it was lent the task.
+    pub since: Time,
     pub deadline: Time,
     pub commitment: Option<Commitment>,
     pub handed_in: bool,
@@ -49,6 +51,8 @@ pub(super) struct Peer {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Opinion {
     pub verifier: PublicKey,
+    /// How many there were before it when it was asked for.
+    pub turn: u32,
     pub clean: bool,
     /// The peer before it that got the same, where that is not what was handed in.
     pub with: Option<PublicKey>,
@@ -323,7 +327,7 @@ impl State {
         if verdict.by.is_none() {
             self.verifiers.entry(verifier).or_default().replays += 1;
         }
-        case.opinions.push(Opinion { verifier, clean, with, verdict: signed.clone() });
+        case.opinions.push(Opinion { verifier, turn: verdict.turn, clean, with, verdict: signed.clone() });
     }
 
     /// Takes the worker's part in the open round back too.

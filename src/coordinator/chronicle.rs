@@ -44,7 +44,7 @@ pub struct RoundStory {
     pub tasks: Vec<TaskStory>,
     /// Results for tasks of earlier rounds that were accepted in this one, in their order.
     #[serde(default)]
-    pub late: Vec<LateResult>,
+    pub late_results: Vec<LateResult>,
     /// Submissions that were rejected, in their order.
     pub rejections: Vec<Rejection>,
     /// How often the round went on past its deadline.
@@ -110,7 +110,7 @@ pub enum TaskStage {
 /// A submission that was rejected.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rejection {
-    /// For which of the round's tasks.
+    /// For which of the round's tasks; behind them come those of earlier rounds.
     pub index: u32,
     /// Whose.
     pub worker: PublicKey,
@@ -127,8 +127,19 @@ pub struct Chronicle {
     rounds: Vec<RoundSummary>,
     /// Sums and counts of the losses handed in for tasks of the open round.
     traces: BTreeMap<u32, (f64, usize)>,
-    /// The sum and the count of those that were accepted.
-    accepted: (f64, usize),
+    /// What was accepted for its tasks.
+    accepted: BTreeMap<u32, AcceptedResult>,
+    /// The sum and the count of their losses.
+    losses: (f64, usize),
+}
+
+/// A result that counts in the open round.
+#[derive(Debug, Clone, Copy)]
+struct AcceptedResult {
+    worker: Option<PublicKey>,
+    tokens: u64,
+    /// The sum and the count of its losses.
+    losses: (f64, usize),
 }
 
 impl Chronicle {
@@ -136,7 +147,8 @@ impl Chronicle {
     #[must_use]
     pub fn new(spec: &RunSpec) -> Self {
         let tasks_per_round = spec.tasks_per_round;
-        Self { tasks_per_round, rounds: Vec::new(), traces: BTreeMap::new(), accepted: (0.0, 0) }
+        let (traces, accepted) = (BTreeMap::new(), BTreeMap::new());
+        Self { tasks_per_round, rounds: Vec::new(), traces, accepted, losses: (0.0, 0) }
     }
 
     /// Takes the next record in.
@@ -144,7 +156,8 @@ impl Chronicle {
         match record {
             Record::RoundOpened { round, base, at, .. } => {
                 self.traces.clear();
-                self.accepted = (0.0, 0);
+                self.accepted.clear();
+                self.losses = (0.0, 0);
                 self.rounds.push(RoundSummary {
                     round: *round,
                     base: *base,
@@ -164,21 +177,14 @@ impl Chronicle {
                 self.traces.insert(*index, (losses.iter().copied().map(f64::from).sum(), losses.len()));
             }
             Record::Accepted { index, verdict } => {
-                let (sum, count) = self.traces.remove(index).unwrap_or_default();
-                self.accepted = (self.accepted.0 + sum, self.accepted.1 + count);
-                let (sum, count) = self.accepted;
-                let tokens = match verdict.claimed_message() {
-                    Ok(Verdict { outcome: Outcome::Accepted { tokens, .. }, .. }) => tokens,
-                    _ => 0,
+                let losses = self.traces.remove(index).unwrap_or_default();
+                let (worker, tokens) = match verdict.claimed_message() {
+                    Ok(Verdict { worker, outcome: Outcome::Accepted { tokens, .. }, .. }) => (Some(worker), tokens),
+                    _ => (None, 0),
                 };
-                let late = u32::from(*index >= self.tasks_per_round);
-                if let Some(open) = self.rounds.last_mut() {
-                    open.accepted += 1;
-                    open.late += late;
-                    open.tokens += tokens;
-                    open.train_loss = Some(sum / count as f64).filter(|loss| loss.is_finite());
-                }
+                self.accept(*index, AcceptedResult { worker, tokens, losses });
             }
+            Record::Convicted { worker, .. } => self.reopen(*worker),
             Record::Rejected { .. } => {
                 if let Some(open) = self.rounds.last_mut() {
                     open.rejected += 1;
@@ -201,6 +207,31 @@ impl Chronicle {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn accept(&mut self, index: u32, result: AcceptedResult) {
+        self.accepted.insert(index, result);
+        self.losses = (self.losses.0 + result.losses.0, self.losses.1 + result.losses.1);
+        let (sum, count) = self.losses;
+        let late = u32::from(index >= self.tasks_per_round);
+        if let Some(open) = self.rounds.last_mut() {
+            open.accepted += 1;
+            open.late += late;
+            open.tokens += result.tokens;
+            open.train_loss = Some(sum / count as f64).filter(|loss| loss.is_finite());
+        }
+    }
+
+    /// Whoever is convicted loses its part in the open round, whose sums are made again of what is left.
+    fn reopen(&mut self, convicted: PublicKey) {
+        let Some(open) = self.rounds.last_mut().filter(|open| open.closed.is_none()) else { return };
+        (open.accepted, open.late, open.tokens, open.train_loss) = (0, 0, 0, None);
+        self.losses = (0.0, 0);
+        for (index, result) in std::mem::take(&mut self.accepted) {
+            if result.worker != Some(convicted) {
+                self.accept(index, result);
+            }
         }
     }
 
@@ -236,7 +267,15 @@ impl RoundStory {
         let Some(Record::RoundOpened { round, base, .. }) = records.first() else { return None };
         let task = |index| TaskStory::open(index, Task::of_round(spec, *round, index, *base).id());
         let mut story = Self { tasks: (0..spec.tasks_per_round).map(task).collect(), ..Self::default() };
-        records.iter().for_each(|record| story.apply(record));
+        let mut closed = false;
+        for record in records {
+            closed |= matches!(record, Record::RoundClosed { .. });
+            match record {
+                // What is closed stays as it is.
+                Record::Convicted { worker, .. } if !closed => story.reopen(*worker),
+                record => story.apply(record),
+            }
+        }
         Some(story)
     }
 
@@ -272,7 +311,7 @@ impl RoundStory {
                     && let Ok(Verdict { task, worker, payload, outcome: Outcome::Accepted { tokens, .. }, .. }) =
                         verdict.claimed_message()
                 {
-                    self.late.push(LateResult { task, worker, payload, tokens });
+                    self.late_results.push(LateResult { task, worker, payload, tokens });
                 }
                 if let Some(task) = self.tasks.get_mut(*index as usize) {
                     task.stage = TaskStage::Accepted;
@@ -286,15 +325,23 @@ impl RoundStory {
             Record::Rejected { index, verdict } => {
                 if let Some(task) = self.tasks.get_mut(*index as usize) {
                     *task = TaskStory::open(*index, task.task);
-                    if let Ok(Verdict { worker, outcome: Outcome::Rejected { layer, reason }, .. }) =
-                        verdict.claimed_message()
-                    {
-                        self.rejections.push(Rejection { index: *index, worker, layer, reason: reason.to_string() });
-                    }
+                }
+                if let Ok(Verdict { worker, outcome: Outcome::Rejected { layer, reason }, .. }) =
+                    verdict.claimed_message()
+                {
+                    self.rejections.push(Rejection { index: *index, worker, layer, reason: reason.to_string() });
                 }
             }
             _ => {}
         }
+    }
+
+    /// What a worker has of the open round is open to others once it is convicted.
+    fn reopen(&mut self, convicted: PublicKey) {
+        for task in self.tasks.iter_mut().filter(|task| task.worker == Some(convicted)) {
+            *task = TaskStory::open(task.index, task.task);
+        }
+        self.late_results.retain(|late| late.worker != convicted);
     }
 
     /// A worker that has a task may be one of several; what was handed in already counts more.
@@ -325,5 +372,76 @@ impl State {
             }
         }
         holders
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Keypair, Reason, Signed};
+    use crate::testing::{self, key};
+
+    const TASKS: u32 = 2;
+
+    /// Worker `worker` hands in a result for the `index`-th task, with this loss, and it is accepted.
+    fn does(index: u32, worker: u8, loss: f32) -> [Record; 3] {
+        let payload = Digest::of(&[worker]);
+        let (task, worker) = (TaskId(Digest::of(&index.to_le_bytes())), key(worker).public());
+        let submission = Submission::new(task, payload, vec![loss], testing::trail(1), 64);
+        let outcome = Outcome::Accepted { layer: Layer::Statistics, tokens: 64, norm: 1.0 };
+        let leased = Record::Leased { index, worker, deadline: Time(9) };
+        let verdict = signed(task, worker, payload, outcome);
+        [leased, Record::Submitted { index, worker, submission }, Record::Accepted { index, verdict }]
+    }
+
+    fn signed(task: TaskId, worker: PublicKey, payload: Digest, outcome: Outcome) -> Signed {
+        let verdict = Verdict { task, worker, payload, work: 0, by: None, turn: 0, outcome };
+        Signed::seal(&Keypair::from_secret(&[9; 32]), &verdict)
+    }
+
+    fn convicted(worker: u8) -> Record {
+        let case = (TaskId(Digest::of(b"earlier")), Digest::of(b"payload"));
+        Record::Convicted { case, worker: key(worker).public(), at: Time(8) }
+    }
+
+    fn told(records: &[Record]) -> (RoundSummary, RoundStory) {
+        let spec = testing::spec(TASKS);
+        let opened = Record::RoundOpened { round: Round(0), base: Digest::of(b"base"), momentum: None, at: Time(1) };
+        let records = [&[opened], records].concat();
+        let mut chronicle = Chronicle::new(&spec);
+        records.iter().for_each(|record| chronicle.apply(record));
+        (chronicle.rounds()[0], RoundStory::of(&spec, &records).unwrap())
+    }
+
+    #[test]
+    fn what_a_convicted_worker_had_of_the_open_round_is_open_again_and_counts_once() {
+        let before = [does(0, 1, 9.0), does(TASKS, 1, 9.0), does(1, 2, 3.0)].concat();
+        let after = does(0, 3, 1.0);
+        let (summary, story) = told(&[&before[..], &[convicted(1)], &after].concat());
+        assert_eq!((summary.accepted, summary.late, summary.tokens, summary.train_loss), (2, 0, 128, Some(2.0)));
+        assert_eq!(story.tasks[0].worker, Some(key(3).public()));
+        assert!(story.late_results.is_empty());
+
+        let (summary, story) = told(&[&before[..], &[convicted(1)]].concat());
+        assert_eq!((summary.accepted, summary.tokens, summary.train_loss), (1, 64, Some(3.0)));
+        assert_eq!((story.tasks[0].stage, story.tasks[0].worker), (TaskStage::Open, None));
+
+        let closed = Record::RoundClosed { at: Time(7), secret: None, test: false };
+        let (summary, story) = told(&[&before[..], &[closed, convicted(1)]].concat());
+        assert_eq!((summary.accepted, summary.late, summary.tokens), (3, 1, 192), "what is closed stays as it is");
+        assert_eq!((story.tasks[0].stage, story.late_results.len()), (TaskStage::Accepted, 1));
+    }
+
+    #[test]
+    fn late_results_that_are_rejected_are_told_of() {
+        let (task, worker) = (TaskId(Digest::of(b"earlier")), key(1).public());
+        let outcome = Outcome::Rejected { layer: Layer::HeldOut, reason: Reason::NoProgress };
+        let verdict = signed(task, worker, Digest::of(b"payload"), outcome);
+        let (summary, story) = told(&[Record::Rejected { index: TASKS, verdict }]);
+        assert_eq!(summary.rejected, 1);
+        let [Rejection { index: TASKS, worker: whose, layer: Layer::HeldOut, .. }] = story.rejections[..] else {
+            panic!("{story:?}")
+        };
+        assert_eq!(whose, worker);
     }
 }

@@ -2,8 +2,9 @@
 //! times a second which task is free and who holds what, and a round may have thousands of tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use crate::protocol::{Commitment, Digest, Lateness, PublicKey, Signed, Submission, Task, TaskId, Time, Trail};
+use crate::protocol::{Commitment, Digest, Lateness, PublicKey, Signed, Submission, Task, TaskId, Time, Trail, limits};
 
 /// A task of the open round, or one of an earlier round that somebody may still bring a result for.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,9 @@ pub(super) struct Slot {
     pub task: Task,
     pub id: TaskId,
     pub leases: BTreeMap<PublicKey, Time>,
+    /// Since when each has had it, from the first time that it was lent it; forgotten where a lease is over when the round is
+    /// extended.
+    pub since: BTreeMap<PublicKey, Time>,
     /// With the order in which they came, over all tasks of the round.
     pub commitments: BTreeMap<PublicKey, (u32, Commitment)>,
     /// Who is not to be lent this task again: rejected, or handed it back.
@@ -63,6 +67,7 @@ impl Slot {
             id: task.id(),
             task,
             leases: BTreeMap::new(),
+            since: BTreeMap::new(),
             commitments: BTreeMap::new(),
             shut_out: BTreeSet::new(),
             trail: None,
@@ -75,6 +80,11 @@ impl Slot {
     fn free_from(&self) -> Option<Time> {
         let last = || self.leases.values().max().copied().unwrap_or(Time(0));
         (self.stage == Stage::Open && !self.is_late()).then(last)
+    }
+
+    /// Until when `worker` may have it at most, where a lease is so long and it was lent it before.
+    pub fn held_until(&self, worker: &PublicKey, lease: Duration) -> Option<Time> {
+        self.since.get(worker).map(|since| *since + lease * limits::LEASES_HELD_MAX)
     }
 
     pub fn is_late(&self) -> bool {

@@ -132,10 +132,13 @@ pub enum Record {
         /// Who.
         worker: PublicKey,
     },
-    /// Enough verifiers found a result false: its worker gets no work any more, and may appeal.
+    /// Enough verifiers found a result false: its worker gets no work any more, and may appeal. What it has of the open
+    /// round is open to others.
     Convicted {
         /// The result.
         case: CaseId,
+        /// Whose it is.
+        worker: PublicKey,
         /// When.
         at: Time,
     },
@@ -193,7 +196,7 @@ pub struct State {
     pub(super) workers: BTreeMap<PublicKey, WorkerRecord>,
     pub(super) recent_norms: VecDeque<f32>,
     pub(super) cases: BTreeMap<CaseId, Case>,
-    /// Replays that are to be paid with the next round.
+    /// Replays that are to be paid with the next rounds, oldest first.
     pub(super) replays: Vec<Signed>,
     /// False work that the ledger has not heard of yet, by the name of the finding.
     pub(super) forfeits: BTreeMap<Digest, Signed>,
@@ -234,6 +237,12 @@ pub struct WorkerRecord {
     pub owed: u32,
     /// Whether it gets no more work: some of its own was found false, or is about to be.
     pub banned: bool,
+}
+
+/// When a lease began that was not renewed.
+fn lent_at(deadline: Time, spec: &RunSpec) -> Time {
+    let lease = u64::try_from(spec.timing.lease.as_millis()).unwrap_or(u64::MAX);
+    Time(deadline.0.saturating_sub(lease))
 }
 
 impl State {
@@ -304,15 +313,21 @@ impl State {
             Record::Extended { at } => {
                 self.opened = *at;
                 for index in 0..self.slots.len() {
-                    self.slots.change(index, |slot| slot.shut_out.clear());
+                    self.slots.change(index, |slot| {
+                        slot.shut_out.clear();
+                        let Slot { since, leases, .. } = slot;
+                        since.retain(|worker, _| leases.get(worker).is_some_and(|until| until > at));
+                    });
                 }
             }
             Record::RoundClosed { at, secret, test } => self.close(*at, *secret, *test),
             Record::Opinion { verdict } => self.hear(verdict),
             Record::PeerLeased { case, worker, deadline } => {
                 self.workers.entry(*worker).or_default();
+                let lent = lent_at(*deadline, &self.spec);
                 if let Some(case) = self.cases.get_mut(case) {
-                    let peer = Peer { deadline: *deadline, commitment: None, handed_in: false };
+                    let since = case.peers.get(worker).map_or(lent, |peer| peer.since);
+                    let peer = Peer { since, deadline: *deadline, commitment: None, handed_in: false };
                     case.peers.insert(*worker, peer);
                 }
             }
@@ -329,10 +344,10 @@ impl State {
             Record::PeerGone { case, worker } => {
                 if let Some(peer) = self.cases.get_mut(case).and_then(|case| case.peers.get_mut(worker)) {
                     // Stays on the list, so that it is not lent to the same worker again.
-                    *peer = Peer { deadline: Time(0), commitment: None, handed_in: false };
+                    *peer = Peer { since: peer.since, deadline: Time(0), commitment: None, handed_in: false };
                 }
             }
-            Record::Convicted { case, at } => self.convict(case, *at),
+            Record::Convicted { case, at, .. } => self.convict(case, *at),
             Record::Appealed { case, at } => {
                 if let Some(case) = self.cases.get_mut(case) {
                     case.appealed = true;
@@ -354,11 +369,12 @@ impl State {
     }
 
     fn apply_to_slot(&mut self, index: u32, record: &Record) {
-        let (workers, commitments) = (&mut self.workers, &mut self.commitments);
+        let (workers, commitments, spec) = (&mut self.workers, &mut self.commitments, &self.spec);
         self.slots.change(index, |slot| match record {
             Record::Leased { worker, deadline, .. } => {
                 workers.entry(*worker).or_default();
                 slot.leases.insert(*worker, *deadline);
+                slot.since.entry(*worker).or_insert(lent_at(*deadline, spec));
             }
             Record::GivenBack { worker, .. } => {
                 slot.leases.remove(worker);
@@ -432,7 +448,9 @@ impl State {
         while self.recent_norms.len() > limits::NORM_HISTORY {
             self.recent_norms.pop_front();
         }
-        verdicts.append(&mut self.replays);
+        // The ledger pays a round in one chain: what does not fit waits for the next.
+        let paid = self.replays.len().min(limits::REPLAYS_PAID_MAX);
+        verdicts.extend(self.replays.drain(..paid));
         self.unpaid.insert(self.round, verdicts);
     }
 

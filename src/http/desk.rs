@@ -155,7 +155,7 @@ mod tests {
         let task = Task::of_round(&testing::spec(1), Round(0), 0, Digest::of(b"base"));
         let not = vec![key(1).public()];
         let (worker, payload, trail) = (key(9).public(), Digest::of(b"payload"), crate::testing::trail(4));
-        let job = ReplayJob { task, worker, payload, trail, not };
+        let job = ReplayJob { task, worker, payload, trail, not, turn: 1 };
         let id = Job::Replay(Box::new(job.clone())).id();
         desk.jobs.push_back((LentJob { id, job: Job::Replay(Box::new(job)) }, Time(0)));
         let mut ask = |n: u8, lane: Lane| {

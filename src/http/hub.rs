@@ -156,7 +156,11 @@ impl Hub {
                 }
                 Report::Audited { .. } => drop(self.audited.inc()),
                 Report::Convicted { .. } => drop(self.convicted.inc()),
-                Report::Stuck { .. } | Report::Forfeited { .. } | Report::StruckOff { .. } | Report::Finished => {}
+                Report::Stuck { .. }
+                | Report::LeftOut { .. }
+                | Report::Forfeited { .. }
+                | Report::StruckOff { .. }
+                | Report::Finished => {}
             }
         }
         // Nobody may be watching.
@@ -261,6 +265,9 @@ fn event(note: &Note) -> Option<Value> {
         Note::Coordinator(Report::RoundClosed { round, accepted, late, tokens }) => Some(
             json!({ "event": "round_closed", "round": round, "accepted": accepted, "late": late, "tokens": tokens }),
         ),
+        Note::Coordinator(Report::LeftOut { round, payload }) => {
+            Some(json!({ "event": "left_out", "round": round, "payload": payload }))
+        }
         Note::Coordinator(Report::Evaluated { round, loss, tokens }) => {
             Some(json!({ "event": "evaluated", "round": round, "loss": loss, "tokens": tokens }))
         }

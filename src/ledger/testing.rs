@@ -201,7 +201,7 @@ pub fn verdict(n: u32, worker: u8, outcome: Outcome) -> Signed {
     let payload = Digest::of(b"payload");
     Signed::seal(
         &verifier(),
-        &Verdict { task: task(n), worker: key(worker).public(), payload, work: 0, by: None, outcome },
+        &Verdict { task: task(n), worker: key(worker).public(), payload, work: 0, by: None, turn: 0, outcome },
     )
 }
 

@@ -113,6 +113,10 @@ pub const AUDIT_WITHIN: Duration = Duration::from_hours(24);
 /// yet, so that whoever is found out still has something to lose.
 pub const AUDITS_OWED_MAX: u32 = 16;
 
+/// How long a worker may have a task without handing anything in, in lengths of a lease, however often it says that it is at
+/// it: an honest one renews its lease twenty times, after a third of it each, and leaves the task to others then.
+pub const LEASES_HELD_MAX: u32 = 8;
+
 /// The share of audits that are tests of the verifiers: one that never looks is found out after sixteen on average.
 pub const PLANTED: Ppm = Ppm(62_500);
 
@@ -184,8 +188,21 @@ pub const LATE_ROUNDS_MAX: u32 = MODELS_KEPT - 1;
 /// all.
 pub const MODELS_KEPT: u32 = 3;
 
-/// Transfers in one linked chain: a round's pay is one chain, and each pay may let an older one vest.
-pub const CHAIN_TRANSFERS_MAX: usize = 2 * TASKS_PER_ROUND_MAX as usize + 16;
+/// Results that count in one round: its own, and those that come late. Of each earlier round less than half of the tasks
+/// can still come, since it closed with more than half done.
+pub const RESULTS_PER_ROUND_MAX: usize =
+    TASKS_PER_ROUND_MAX as usize + LATE_ROUNDS_MAX as usize * (TASKS_PER_ROUND_MAX as usize / 2);
+
+/// Replays that are paid with one round: as many as may have results, so that a swarm of new keys, whose every result is
+/// computed again, leaves none behind. What is more is paid with the rounds after it.
+pub const REPLAYS_PAID_MAX: usize = RESULTS_PER_ROUND_MAX;
+
+/// Pays of one round.
+pub const PAYS_PER_ROUND_MAX: usize = RESULTS_PER_ROUND_MAX + REPLAYS_PAID_MAX;
+
+/// Transfers in one linked chain: a round's pay is one chain, and as many older pays may vest with it. Should more be old
+/// enough, they vest with a later one.
+pub const CHAIN_TRANSFERS_MAX: usize = 2 * PAYS_PER_ROUND_MAX + 16;
 
 /// Pending transfers that are unresolved: thirty-two unvested rewards for each of [`WORKERS_MAX`] workers, and a million
 /// queries, offers and stakes under way. A hundred bytes each: a ledger that comes near it has outgrown one machine.
@@ -334,7 +351,7 @@ pub const API_KEY_NAME_BYTES_MAX: usize = 64;
 /// Addresses whose free allowance is remembered: 50 bytes each.
 pub const FREE_ADDRESSES_MAX: usize = 1 << 17;
 
-/// A record of a coordinator's run: the largest is the pay of [`TASKS_PER_ROUND_MAX`] workers, 45 bytes each.
+/// A record of a coordinator's run: the largest is [`PAYS_PER_ROUND_MAX`] pays, 45 bytes each.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// A request's body where nothing larger is said: a signed message as JSON is a third longer than its bytes, and has

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Commitment, Lease, Message, Submission, TaskId, Time};
+use super::{Commitment, Lease, Message, Submission, TaskId};
 
 /// What a worker asks of a coordinator. Always signed; every request may be sent again and then has no second
 /// effect.
@@ -45,11 +45,8 @@ impl Message for WorkerRequest {
 pub enum WorkerReply {
     /// Do this. (Boxed: a lease is far larger than the other replies.)
     Leased(Box<Lease>),
-    /// Nothing to do now; ask again at this time at the latest, or when told that there is work.
-    Wait {
-        /// When to ask again.
-        until: Time,
-    },
+    /// Nothing to do now, or no round open that could take this: ask again.
+    Wait,
     /// The commitment stands: upload and submit.
     Committed(TaskId),
     /// The submission is safe with the coordinator; the verdict will come.

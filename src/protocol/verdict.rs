@@ -15,6 +15,9 @@ pub struct Verdict {
     pub work: u64,
     /// Who did that work, where it was not the verifier.
     pub by: Option<PublicKey>,
+    /// How many opinions on this result there were when its author was asked for one: two opinions of one verifier are two
+    /// only if it was asked twice.
+    pub turn: u32,
     /// What was found.
     pub outcome: Outcome,
 }

@@ -110,7 +110,7 @@ mod tests {
     use crate::testing;
 
     fn verdict(task: TaskId, worker: PublicKey, outcome: Outcome) -> Signed {
-        let verdict = Verdict { task, worker, payload: Digest::of(b"payload"), work: 0, by: None, outcome };
+        let verdict = Verdict { task, worker, payload: Digest::of(b"payload"), work: 0, by: None, turn: 0, outcome };
         Signed::seal(&Keypair::from_secret(&[9; 32]), &verdict)
     }
 

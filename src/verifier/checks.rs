@@ -76,6 +76,8 @@ pub struct ReplayJob {
     pub trail: Trail,
     /// Who has judged it before, and must not again.
     pub not: Vec<PublicKey>,
+    /// How many opinions on it there are: where one verifier is all there is, it is asked again for another.
+    pub turn: u32,
 }
 
 /// An accepted submission, to be compared with what another worker got for the same task.
@@ -130,7 +132,7 @@ pub fn admit(job: &AdmissionJob, payload: Option<&[u8]>) -> Verdict {
         Err(reason) => Outcome::Rejected { layer: Layer::Admission, reason },
     };
     let payload = job.submission.commitment.payload;
-    Verdict { task: job.task.id(), worker: job.worker, payload, work: 0, by: None, outcome }
+    Verdict { task: job.task.id(), worker: job.worker, payload, work: 0, by: None, turn: 0, outcome }
 }
 
 /// Form: everything that can be said about a submission without looking at another. Gives the update's L2 norm.
@@ -151,8 +153,8 @@ fn admission(
         return Err(Reason::Tokens { claimed: commitment.tokens, expected: task.tokens() });
     }
     // Training does not make a model twice as bad as a uniform guess, or as it was where it was worse than that: a model that
-    // somebody has broken must be left by training it.
-    let worst = 2.0 * base_loss.unwrap_or_default().max(f64::from(VOCABULARY).ln());
+    // somebody has broken must be left by training it. How bad it was is not known before it is measured.
+    let worst = 2.0 * base_loss.unwrap_or(f64::INFINITY).max(f64::from(VOCABULARY).ln());
     let possible = |loss: &f32| loss.is_finite() && (0.0..=worst).contains(&f64::from(*loss));
     if submission.losses.len() != task.inner_steps as usize || !submission.losses.iter().all(possible) {
         return Err(Reason::TraceImpossible);
@@ -238,7 +240,7 @@ pub fn compare(job: &StatisticsJob, mut fetch: impl FnMut(&Digest) -> Option<Vec
             None => Outcome::Accepted { layer: Layer::Statistics, tokens: candidate.tokens(), norm: candidate.norm },
         };
         let (task, worker, payload) = (candidate.task.id(), candidate.worker, candidate.payload);
-        found.push((Verdict { task, worker, payload, work: 0, by: None, outcome }, agreement, untold));
+        found.push((Verdict { task, worker, payload, work: 0, by: None, turn: 0, outcome }, agreement, untold));
     }
     let usual = found.iter().filter(|(verdict, ..)| measure.contains(&verdict.worker));
     let usual = usual.filter_map(|(verdict, agreement, _)| Some((verdict.worker, (*agreement)?)));
@@ -374,7 +376,7 @@ mod tests {
         let (task, mut submission, payload) = submission(0, 1, 0.1);
         let mut payload = Some(payload);
         change(&mut submission, &mut payload);
-        admission(&task, &submission, None, payload.as_deref())
+        admission(&task, &submission, Some(5.0), payload.as_deref())
     }
 
     #[test]
@@ -548,6 +550,8 @@ mod tests {
         let losses = [48.6, 52.0, 40.0, 30.0];
         assert_eq!(with(losses, Some(4.8)), Some(Reason::TraceImpossible));
         assert_eq!(with(losses, Some(48.6)), None);
+        assert_eq!(with(losses, None), None, "nobody has measured it yet");
+        assert_eq!(with([f32::INFINITY; 4], None), Some(Reason::TraceImpossible));
         assert_eq!(with([f32::INFINITY; 4], Some(f64::INFINITY)), Some(Reason::TraceImpossible));
     }
 

@@ -84,7 +84,7 @@ mod tests {
     fn a_job_that_is_asked_for_again_is_not_done_twice_at_a_time() {
         let task = Task::of_round(&testing::spec(1), Round(0), 0, Digest::of(b"base"));
         let (worker, payload, trail) = (key(1).public(), Digest::of(b"payload"), testing::trail(4));
-        let job = ReplayJob { task, worker, payload, trail, not: vec![] };
+        let job = ReplayJob { task, worker, payload, trail, not: vec![], turn: 0 };
         let job = Job::Replay(Box::new(job));
         let mut audit = Audit::new(key(2));
         let check = [Effect::Check { id: job.id(), job: job.clone() }];

@@ -1,7 +1,7 @@
 //! The third layer: whether an update does no harm on the data that it was to be made of.
 
 use crate::protocol::{Task, limits};
-use crate::training::{Corpus, Engine, Layout, Params, TaskError, training_batch};
+use crate::training::{Corpus, Engine, EngineError, Layout, Params, TaskError, training_batch};
 
 /// Whether the model that `payload` leads to from `base` has a lower loss on the first batches of `task` than `base`, or
 /// one that is higher by no more than `rise` of it: what was trained on them has, and what was not,
@@ -19,9 +19,14 @@ pub fn helps(
     next.values_mut().iter_mut().zip(base.values()).for_each(|(update, base)| *update = base - *update);
     let loss = |params: &Params| {
         let batches = 0..task.inner_steps.min(limits::HELD_OUT_BATCHES);
-        engine.loss(&task.model, params, &mut batches.map(|step| training_batch(corpus, task, step)))
+        match engine.loss(&task.model, params, &mut batches.map(|step| training_batch(corpus, task, step))) {
+            // Worse than any number.
+            Err(EngineError::NotFinite(_)) => Ok(f64::INFINITY),
+            loss => loss,
+        }
     };
-    Ok(loss(&next)? <= loss(base)? * (1.0 + rise))
+    let after = loss(&next)?;
+    Ok(after.is_finite() && after <= loss(base)? * (1.0 + rise))
 }
 
 #[cfg(test)]

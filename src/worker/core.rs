@@ -5,7 +5,9 @@ use rand::Rng;
 use rand::rngs::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Digest, RefusalReason, Seed, Submission, Task, TaskId, Time, WorkerReply, WorkerRequest};
+use crate::protocol::{
+    Digest, RefusalReason, Seed, Submission, Task, TaskId, Time, WorkerReply, WorkerRequest, limits,
+};
 use crate::training::Trained;
 
 /// How long to wait for the answer to a request that is answered at once, before sending it again.
@@ -14,6 +16,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const WORK_WITHIN: Duration = Duration::from_secs(30);
 /// Times that a lease is renewed: what hangs, or is paused, is left to others in the end.
 const BEATS_MAX: u32 = 20;
+const _: () = assert!(BEATS_MAX.div_ceil(3) < limits::LEASES_HELD_MAX, "the last renewals would be refused");
 /// The shortest time between two heartbeats.
 const BEAT_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
@@ -199,13 +202,8 @@ impl Labour {
                 self.beats = BEATS_MAX;
                 vec![Effect::Train(Box::new(lease.task)), Effect::WakeAt(self.beat.0)]
             }
-            (WorkerReply::Wait { until }, Stage::Asking) => {
-                if until <= now {
-                    self.enter(now, Stage::Asking)
-                } else {
-                    self.rest(now, until.since(now))
-                }
-            }
+            // It was held open long enough.
+            (WorkerReply::Wait, Stage::Asking) => self.enter(now, Stage::Asking),
             (WorkerReply::Refused { task, reason }, Stage::Asking) => {
                 let mut effects = Vec::new();
                 if let (Some(task), RefusalReason::Banned) = (task, reason)
@@ -268,9 +266,13 @@ impl Labour {
             (Stage::Training(task), _) => {
                 self.stage = Stage::Training(task);
                 let (at, every) = self.beat;
-                if now < at || self.beats == 0 {
-                    // A wake for something that is over; the next beat has its own.
+                if self.beats == 0 {
                     return vec![];
+                }
+                if now < at {
+                    // The clock was put back: what was planned by it may be far ahead.
+                    self.beat.0 = at.min(now + every);
+                    return vec![Effect::WakeAt(self.beat.0)];
                 }
                 self.beat.0 = now + every;
                 self.beats -= 1;
@@ -283,8 +285,9 @@ impl Labour {
             }
             (stage, retry) => {
                 self.stage = stage;
-                // A wake for something that is over; what is under way has its own.
-                retry.map_or(vec![], |(at, _)| vec![Effect::WakeAt(at)])
+                // A wake for something that is over, or the clock was put back.
+                self.retry = retry.map(|(at, tries)| (at.min(now + PAUSE_MAX * 3 / 2), tries));
+                self.retry.map_or(vec![], |(at, _)| vec![Effect::WakeAt(at)])
             }
         }
     }
@@ -431,7 +434,7 @@ mod tests {
         let lease = Lease { task: task(), deadline: Time(60_000) };
         let effects = labour.step(Time(0), Event::Reply(WorkerReply::Leased(Box::new(lease))));
         assert_eq!(effects[1], Effect::WakeAt(Time(20_000)));
-        assert_eq!(labour.step(Time(5_000), Event::Wake), [], "somebody else's wake");
+        assert_eq!(labour.step(Time(5_000), Event::Wake), [Effect::WakeAt(Time(20_000))], "too early");
         let beat = [Effect::Heartbeat(task().id()), Effect::WakeAt(Time(40_000))];
         assert_eq!(labour.step(Time(20_000), Event::Wake), beat);
         assert_eq!(labour.step(Time(20_001), Event::Reply(WorkerReply::Received(task().id()))), []);
@@ -439,6 +442,31 @@ mod tests {
         let effects = labour.step(Time(20_002), Event::Reply(refusal));
         assert_eq!(effects[0], Effect::Cancel);
         assert!(matches!(sent(&effects), Some(WorkerRequest::Lease { .. })));
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_ends_no_heartbeats_and_delays_no_retry() {
+        let mut labour = worker();
+        let hour = 3_600_000;
+        labour.step(Time(hour), Event::Started);
+        let lease = Lease { task: task(), deadline: Time(hour + 60_000) };
+        labour.step(Time(hour), Event::Reply(WorkerReply::Leased(Box::new(lease))));
+        // The alarm rings when it should, and the clock says that it is long before.
+        assert_eq!(labour.step(Time(0), Event::Wake), [Effect::WakeAt(Time(20_000))]);
+        assert_eq!(labour.step(Time(20_000), Event::Wake)[0], Effect::Heartbeat(task().id()));
+        labour.step(Time(hour), Event::Trained { task: task().id(), result: result() });
+        let effects = labour.step(Time(0), Event::Wake);
+        let [Effect::WakeAt(at)] = effects[..] else { panic!("{effects:?}") };
+        assert!(at <= Time(0) + PAUSE_MAX * 3 / 2, "{at:?}");
+        assert!(sent(&labour.step(at, Event::Wake)).is_some());
+    }
+
+    #[test]
+    fn whoever_is_told_that_there_is_nothing_to_do_asks_again_at_once() {
+        let mut labour = worker();
+        labour.step(Time(0), Event::Started);
+        let effects = labour.step(Time(9), Event::Reply(WorkerReply::Wait));
+        assert!(matches!(sent(&effects), Some(WorkerRequest::Lease { .. })), "{effects:?}");
     }
 
     #[test]
@@ -458,7 +486,7 @@ mod tests {
         let mut labour = worker();
         let id = leased(&mut labour, Time(0));
         labour.step(Time(0), Event::Trained { task: id, result: result() });
-        let wait = Event::Reply(WorkerReply::Wait { until: Time(0) });
+        let wait = Event::Reply(WorkerReply::Wait);
         assert_eq!(labour.step(Time(0), wait.clone()), []);
         let again = |labour: &mut Labour| {
             let effects = labour.step(Time(10_000), Event::Wake);
@@ -500,7 +528,6 @@ mod tests {
             Event::Uploaded(Digest::of(b"payload")),
             Event::UploadFailed,
             Event::Trained { task: TaskId(Digest::of(b"other")), result: result() },
-            Event::Wake,
         ];
         for stray in strays {
             assert_eq!(labour.step(Time(1), stray.clone()), [], "{stray:?}");

@@ -9,14 +9,14 @@ pub(super) struct JournalLaws {
     economy: Economy,
     /// Work that was paid.
     paid: BTreeSet<(PublicKey, TaskId)>,
-    /// Pays that are neither vested nor forfeited, and whose they are.
-    pays: BTreeMap<TransferId, PublicKey>,
+    /// Pays that are neither vested nor forfeited, and whose they are, with the rounds that they were paid with.
+    pays: BTreeMap<TransferId, (PublicKey, Round)>,
     /// What each round was paid, in the order of the journal.
     rounds: BTreeMap<Round, Vec<(PublicKey, Amount)>>,
     /// False work that was paid for by whoever did it.
     findings: BTreeSet<Digest>,
-    /// How many pays each has that are neither vested nor forfeited.
-    unvested: BTreeMap<PublicKey, u32>,
+    /// How many pays of each round each has that are neither vested nor forfeited.
+    unvested: BTreeMap<PublicKey, BTreeMap<Round, u32>>,
     emitted: i128,
     /// What queries hold, and of whom.
     holds: BTreeMap<TransferId, (Account, Amount)>,
@@ -30,8 +30,8 @@ pub(super) struct JournalLaws {
 struct Sums {
     /// What was emitted before, and for this round.
     round: Option<(Round, i128, i128)>,
-    /// Whose pay vested.
-    vested: BTreeSet<PublicKey>,
+    /// Whose pay vested, of which round.
+    vested: BTreeSet<(PublicKey, Round)>,
     /// What queries did cost, and what was shared out of that.
     queries: BTreeMap<TransferId, (i128, i128)>,
 }
@@ -98,9 +98,9 @@ impl JournalLaws {
                     if !verdicts.contains(&verdict) {
                         broken.push(format!("worker {} was paid for a verdict that is not on record", worker.short()));
                     }
-                    self.pays.insert(transfer.id, worker);
+                    self.pays.insert(transfer.id, (worker, round));
                     self.rounds.entry(round).or_default().push((worker, transfer.amount));
-                    *self.unvested.entry(worker).or_default() += 1;
+                    *self.unvested.entry(worker).or_default().entry(round).or_default() += 1;
                 }
                 (_, Purpose::NothingDue { round, .. }) => {
                     self.rounds.entry(round).or_default();
@@ -146,12 +146,12 @@ impl JournalLaws {
         broken
     }
 
-    fn resolve(&mut self, pending: TransferId) -> Option<PublicKey> {
-        let worker = self.pays.remove(&pending)?;
-        if let Some(unvested) = self.unvested.get_mut(&worker) {
+    fn resolve(&mut self, pending: TransferId) -> Option<(PublicKey, Round)> {
+        let (worker, round) = self.pays.remove(&pending)?;
+        if let Some(unvested) = self.unvested.get_mut(&worker).and_then(|rounds| rounds.get_mut(&round)) {
             *unvested = unvested.saturating_sub(1);
         }
-        Some(worker)
+        Some((worker, round))
     }
 
     fn check(&self, sums: &Sums, broken: &mut Vec<String>) {
@@ -162,11 +162,13 @@ impl JournalLaws {
             }
         }
         let least = self.economy.config().vesting_rewards;
-        for worker in &sums.vested {
-            let left = self.unvested.get(worker).copied().unwrap_or_default();
+        for (worker, round) in &sums.vested {
+            // What was paid with it does not count: it may be false like it, and nobody has looked yet.
+            let others = self.unvested.get(worker).into_iter().flatten().filter(|(other, _)| *other != round);
+            let left = others.map(|(_, left)| left).sum::<u32>();
             if left < least {
                 broken.push(format!(
-                    "pay of worker {} vested when it had {left} rewards after it, not {least}",
+                    "pay of worker {} vested when it had {left} rewards of other rounds after it, not {least}",
                     worker.short()
                 ));
             }

@@ -176,7 +176,7 @@ impl RecordLaws {
                 let job = AggregateJob { base: old, momentum: old_momentum, updates };
                 let again = self.compute.aggregate(&self.spec, &job);
                 held = held.and(match again {
-                    Ok(made) => demand(made == (base, momentum), || {
+                    Ok(made) => demand((made.model, made.momentum) == (base, momentum), || {
                         format!("the model of round {} is not what the results of round {} come to", round.0, before.0)
                     }),
                     Err(error) => Err(format!("the results of round {} cannot be read: {error}", before.0)),

@@ -75,7 +75,12 @@ impl<R> Rounds<R> {
         let id = (verdict.task, verdict.payload);
         let Some(case) = self.state.cases.get(&id) else { return };
         let asked = match verdict.by {
-            None => case.others(&self.believed()).is_some_and(|spoken| !spoken.contains(&verifier)),
+            // One that is sent again because its answer was lost is still one.
+            None => {
+                let heard = |opinion: &Opinion| (opinion.verifier, opinion.turn) == (verifier, verdict.turn);
+                let others = case.others(&self.believed());
+                others.is_some_and(|spoken| !spoken.contains(&verifier)) && !case.opinions.iter().any(heard)
+            }
             Some(peer) => {
                 let judged = case.opinions.iter().any(|opinion| opinion.verifier == peer);
                 case.peers.get(&peer).is_some_and(|peer| peer.handed_in) && !judged
@@ -116,14 +121,15 @@ impl<R> Rounds<R> {
                 Next::Ask { .. } if self.state.asks_peers() => self.judge_copies(id),
                 Next::Ask { not } => {
                     let (task, trail) = (case.task.clone(), case.trail.clone());
-                    let job = ReplayJob { task, worker: case.worker, payload: case.payload, trail, not };
+                    let turn = u32::try_from(case.opinions.len()).unwrap_or(u32::MAX);
+                    let job = ReplayJob { task, worker: case.worker, payload: case.payload, trail, not, turn };
                     self.effects.push(Effect::Judge(Job::Replay(Box::new(job))));
                 }
                 Next::Convict => {
                     let (round, worker) = (case.round, case.worker);
                     self.effects.push(Effect::Report(Report::Convicted { round, worker, task: id.0 }));
                     self.judging = false;
-                    self.record(Record::Convicted { case: id, at: now });
+                    self.record(Record::Convicted { case: id, worker, at: now });
                 }
                 Next::End(ending) => self.end_audit(id, ending),
                 Next::Wait => {}

@@ -39,12 +39,14 @@ pub enum Event<R> {
         model: Digest,
         /// The outer momentum, where there is one.
         momentum: Option<Digest>,
+        /// Accepted payloads that could not be used.
+        left_out: Vec<Digest>,
     },
     /// A base model was measured.
     Evaluated {
         /// The round that starts from it.
         round: Round,
-        /// Validation loss, nats a token.
+        /// Validation loss, nats a token; infinite where there is none.
         loss: f64,
     },
     /// The ledger has paid for a round.
@@ -155,11 +157,18 @@ pub enum Report {
         /// Tokens that they count for.
         tokens: u64,
     },
+    /// An accepted payload counts for nothing in the next model: it does not decode, or the model would not be finite.
+    LeftOut {
+        /// The round.
+        round: Round,
+        /// The payload.
+        payload: Digest,
+    },
     /// A base model was measured.
     Evaluated {
         /// The round that starts from it.
         round: Round,
-        /// Validation loss, nats a token.
+        /// Validation loss, nats a token; infinite where there is none.
         loss: f64,
         /// Tokens it was trained on.
         tokens: u64,

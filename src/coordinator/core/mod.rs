@@ -19,8 +19,8 @@ const LONG_POLL: Duration = Duration::from_secs(20);
 /// How long the verifier and the ledger may take to answer before they are asked again.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
 
-/// How long nobody may be able to do what is left of a round before that is taken for granted: long enough for everybody
-/// who is between two tasks to ask for the next.
+/// How long nobody may be able to do what is left of a round, or be at it, before that is taken for granted: long enough for
+/// everybody who is between two tasks to ask for the next.
 const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 /// The coordinator's core.
@@ -39,6 +39,8 @@ pub struct Rounds<R> {
     judging: bool,
     /// Since when nobody may do what is left of the round, and whether that was told.
     stuck: Option<(Time, bool)>,
+    /// Since when there is work that nobody is at.
+    idle: Option<Time>,
     last_rejection: Option<Reason>,
     /// When verifier and ledger were last asked for something.
     asked: Time,
@@ -73,6 +75,7 @@ impl<R> Rounds<R> {
             parked: Vec::new(),
             judging: false,
             stuck: None,
+            idle: None,
             last_rejection: None,
             asked: Time(0),
             finished: false,
@@ -102,7 +105,9 @@ impl<R> Rounds<R> {
                     self.effects.push(Effect::Report(Report::Forfeited { worker, lost }));
                 }
             }
-            Event::Aggregated { round, model, momentum } => self.aggregated(now, round, model, momentum),
+            Event::Aggregated { round, model, momentum, left_out } => {
+                self.aggregated(now, round, model, momentum, left_out);
+            }
             Event::Evaluated { round, loss } => self.evaluated(round, loss),
             Event::RoundPaid { round, pays } => {
                 if self.state.unpaid.contains_key(&round) {
@@ -211,7 +216,8 @@ impl<R> Rounds<R> {
         let parked = self.parked.iter().map(|parked| parked.until);
         // Past, too, while a comparison is waited for.
         let stuck = self.stuck.filter(|(_, told)| !told).map(|(since, _)| since + STUCK_AFTER);
-        let stuck = stuck.filter(|at| *at > now);
+        let idle = self.idle.filter(|_| !self.parked.is_empty()).map(|since| since + STUCK_AFTER);
+        let stuck = stuck.into_iter().chain(idle).filter(|at| *at > now);
         let submitted = self.state.slots.counts().submitted + self.state.slots.late().submitted > 0;
         let audits = !self.state.cases.is_empty() || !self.state.forfeits.is_empty();
         let owed = self.judging || audits || !self.state.unpaid.is_empty() || submitted;

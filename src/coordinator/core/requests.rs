@@ -1,9 +1,9 @@
 //! What workers ask for.
 
-use super::{LONG_POLL, Parked, Rounds};
+use super::{LONG_POLL, Parked, Rounds, STUCK_AFTER};
 use crate::coordinator::audits::Case;
 use crate::coordinator::slots::{Slot, Stage};
-use crate::coordinator::state::Record;
+use crate::coordinator::state::{Record, WorkerRecord};
 use crate::protocol::{
     Commitment, EnvelopeError, Lease, PublicKey, RefusalReason, Signed, Submission, TaskId, Time, WorkerReply,
     WorkerRequest, limits,
@@ -23,7 +23,7 @@ impl<R> Rounds<R> {
         if let Some(task) = request.task()
             && self.waits_for_next_round(&worker, &task)
         {
-            return self.reply(reply, WorkerReply::Wait { until: now });
+            return self.reply(reply, WorkerReply::Wait);
         }
         let (task, answer) = match request {
             WorkerRequest::Lease { .. } if self.is_banned(&worker) => {
@@ -33,7 +33,7 @@ impl<R> Rounds<R> {
             }
             WorkerRequest::Lease { tokens_per_second } => {
                 let until = now + LONG_POLL;
-                return self.ask_for_work(now, Parked { worker, tokens_per_second, reply, until });
+                return self.ask_for_work(Parked { worker, tokens_per_second, reply, until });
             }
             WorkerRequest::Commit(commitment) => (commitment.task, self.commit(worker, commitment)),
             WorkerRequest::Submit(submission) => (submission.commitment.task, self.submit(worker, submission)),
@@ -49,7 +49,7 @@ impl<R> Rounds<R> {
         self.state.workers.get(worker).is_some_and(|record| record.banned)
     }
 
-    fn ask_for_work(&mut self, now: Time, asked: Parked<R>) {
+    fn ask_for_work(&mut self, asked: Parked<R>) {
         if self.state.workers.len() >= limits::WORKERS_MAX && !self.state.workers.contains_key(&asked.worker) {
             let reason = RefusalReason::TooManyWorkers;
             return self.reply(asked.reply, WorkerReply::Refused { task: None, reason });
@@ -57,12 +57,15 @@ impl<R> Rounds<R> {
         // One request a worker is held: a newer one replaces it, whoever asked first has gone away.
         if let Some(place) = self.parked.iter().position(|parked| parked.worker == asked.worker) {
             let older = self.parked.remove(place);
-            self.reply(older.reply, WorkerReply::Wait { until: now });
+            self.reply(older.reply, WorkerReply::Wait);
         }
         self.parked.push(asked);
     }
 
     pub(super) fn serve_parked(&mut self, now: Time) {
+        let slots = &self.state.slots;
+        let idle = !self.state.closed && slots.counts().open > 0 && slots.next_expiry(now).is_none();
+        self.idle = idle.then(|| self.idle.unwrap_or(now));
         // With thousands of workers waiting, nearly every event finds nothing for any of them. The newest may have asked
         // again for what it holds already.
         let over = self.finished_rounds() && !self.state.closed;
@@ -72,7 +75,7 @@ impl<R> Rounds<R> {
             // They wait equally long, so whoever waits longest is first.
             let over = self.parked.iter().take_while(|parked| is_due(parked)).count();
             let replies: Vec<R> = self.parked.drain(..over).map(|parked| parked.reply).collect();
-            replies.into_iter().for_each(|reply| self.reply(reply, WorkerReply::Wait { until: now }));
+            replies.into_iter().for_each(|reply| self.reply(reply, WorkerReply::Wait));
             return;
         }
         for parked in std::mem::take(&mut self.parked) {
@@ -81,7 +84,7 @@ impl<R> Rounds<R> {
             } else if let Some(lease) = self.lease(now, parked.worker, parked.tokens_per_second) {
                 self.reply(parked.reply, WorkerReply::Leased(Box::new(lease)));
             } else if is_due(&parked) {
-                self.reply(parked.reply, WorkerReply::Wait { until: now });
+                self.reply(parked.reply, WorkerReply::Wait);
             } else {
                 self.parked.push(parked);
             }
@@ -93,7 +96,7 @@ impl<R> Rounds<R> {
         copies || (!self.state.closed && self.state.slots.free(now).next().is_some())
     }
 
-    fn holds(&self, now: Time, worker: &PublicKey) -> bool {
+    pub(super) fn holds(&self, now: Time, worker: &PublicKey) -> bool {
         let held = |slot: &Slot| slot.leases.get(worker).is_some_and(|deadline| *deadline > now);
         !self.state.closed && self.state.slots.under_way(worker).any(held)
     }
@@ -101,8 +104,8 @@ impl<R> Rounds<R> {
     /// The task that `worker` holds, or else the first of a size that suits it that nobody does, or else the first of
     /// another.
     pub(super) fn lease(&mut self, now: Time, worker: PublicKey, tokens_per_second: u32) -> Option<Lease> {
-        let owed = self.state.workers.get(&worker).map_or(0, |record| record.owed);
-        if owed >= limits::AUDITS_OWED_MAX || self.is_banned(&worker) {
+        let record = self.state.workers.get(&worker).copied().unwrap_or_default();
+        if record.owed >= limits::AUDITS_OWED_MAX || record.banned {
             return None;
         }
         if let Some(lease) = self.lease_copy(now, worker) {
@@ -118,16 +121,34 @@ impl<R> Rounds<R> {
         if held.is_some() {
             return held;
         }
+        let waited = self.idle.is_some_and(|since| now >= since + STUCK_AFTER);
+        if self.has_enough(&worker, &record) && !waited {
+            return None;
+        }
         let spec = &self.state.spec;
         let short = spec.is_for_short_tasks(tokens_per_second);
         let suits = |slot: &&Slot| (slot.task.inner_steps < spec.inner_steps) == short;
-        let free = || self.state.slots.free(now).filter(|slot| !slot.shut_out.contains(&worker));
+        let may = |slot: &&Slot| {
+            let until = slot.held_until(&worker, spec.timing.lease);
+            !slot.shut_out.contains(&worker) && until.is_none_or(|until| now + spec.timing.lease <= until)
+        };
+        let free = || self.state.slots.free(now).filter(may);
         let fitting = if spec.short.is_some() { free().find(suits) } else { None };
         let free = fitting.or_else(|| free().next())?;
         let lease = Lease { task: free.task.clone(), deadline: now + self.state.spec.timing.lease };
         let index = free.place;
         self.record(Record::Leased { index, worker, deadline: lease.deadline });
         Some(lease)
+    }
+
+    /// Whether `worker`, whose every result is audited, was lent so much in the open round that it would be owed as many
+    /// audits as it may be: its results are drawn only when the round closes, and until then it could hand in a whole round
+    /// of false ones. Where it does not come to that because nobody else is at the rest either, it may have more.
+    fn has_enough(&self, worker: &PublicKey, record: &WorkerRecord) -> bool {
+        let probation = self.state.spec.audits.map_or(0, |audits| audits.policy.probation);
+        let counts = |slot: &&Slot| slot.stage.worker().is_none_or(|by| by == *worker);
+        let lent = || self.state.slots.held_by(worker).filter(counts).count();
+        record.clean < probation && record.owed as usize + lent() >= limits::AUDITS_OWED_MAX as usize
     }
 
     /// Whether a round has just closed and what `worker` wants to say is about a task of it, or of an earlier one, that its
@@ -218,11 +239,13 @@ impl<R> Rounds<R> {
         Ok(WorkerReply::Received(task))
     }
 
-    /// Renews a lease that nobody else has taken over. Whoever is at something that is over hears it.
+    /// Renews a lease that nobody else has taken over, but not for ever, and not while the worker has another task: what is
+    /// never handed in must come to others. Whoever is at something that is over hears it.
     fn heartbeat(&mut self, now: Time, worker: PublicKey, task: TaskId) -> Result<WorkerReply, RefusalReason> {
-        let deadline = now + self.state.spec.timing.lease;
+        let lease = self.state.spec.timing.lease;
         if let Some((case, peer)) = self.copy_of(worker, task)? {
-            if peer.commitment.is_none() {
+            let deadline = (now + lease).min(peer.since + lease * limits::LEASES_HELD_MAX);
+            if peer.commitment.is_none() && deadline > now.max(peer.deadline) {
                 self.record(Record::PeerLeased { case, worker, deadline });
             }
             return Ok(WorkerReply::Received(task));
@@ -232,7 +255,11 @@ impl<R> Rounds<R> {
             return Err(RefusalReason::AlreadySubmitted);
         }
         let others = slot.leases.iter().any(|(other, deadline)| *other != worker && *deadline > now);
-        if !others {
+        let holds = |slot: &Slot| slot.leases.get(&worker).copied().filter(|deadline| *deadline > now);
+        let elsewhere =
+            self.state.slots.under_way(&worker).any(|other| other.place != slot.place && holds(other).is_some());
+        let deadline = (now + lease).min(slot.held_until(&worker, lease).unwrap_or(now + lease));
+        if !others && !elsewhere && deadline > holds(slot).unwrap_or(now) {
             let index = slot.place;
             self.record(Record::Leased { index, worker, deadline });
         }

@@ -62,6 +62,8 @@ impl<R> Rounds<R> {
     /// have it.
     fn is_stuck(&self, now: Time) -> bool {
         let Counts { open, submitted, .. } = self.state.slots.counts();
+        // Whoever has brought a late result was told that it is there.
+        let submitted = submitted + self.state.slots.late().submitted;
         if self.state.closed || open == 0 || submitted > 0 || self.finished_rounds() {
             return false;
         }
@@ -104,10 +106,19 @@ impl<R> Rounds<R> {
         });
     }
 
-    pub(super) fn aggregated(&mut self, now: Time, round: Round, model: Digest, momentum: Option<Digest>) {
+    pub(super) fn aggregated(
+        &mut self,
+        now: Time,
+        round: Round,
+        model: Digest,
+        momentum: Option<Digest>,
+        left_out: Vec<Digest>,
+    ) {
         if round != self.state.round || !self.state.closed {
             return;
         }
+        let left_out = left_out.into_iter().map(|payload| Effect::Report(Report::LeftOut { round, payload }));
+        self.effects.extend(left_out);
         let mut forget: Vec<Digest> = self.state.slots.iter().filter_map(|slot| slot.stage.payload()).collect();
         forget.extend(self.state.momentum);
         self.judging = false;

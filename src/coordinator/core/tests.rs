@@ -211,7 +211,7 @@ impl Bench {
                 Outcome::Rejected { layer, reason: with.map_or(alone, |with| Reason::Outvoted { with }) }
             };
             let (task, worker, payload, by) = (job.task.id(), job.worker, job.payload, Some(job.peer));
-            let verdict = Verdict { task, worker, payload, work: tokens, by, outcome };
+            let verdict = Verdict { task, worker, payload, work: tokens, by, turn: 0, outcome };
             self.step(Event::Verdicts(vec![Signed::seal(&key(VERIFIER), &verdict)]));
         }
     }
@@ -235,7 +235,7 @@ impl Bench {
     fn finish_aggregation(&mut self) {
         let round = self.rounds.state().round();
         let model = Digest::of(format!("model {}", round.0 + 1).as_bytes());
-        self.step(Event::Aggregated { round, model, momentum: None });
+        self.step(Event::Aggregated { round, model, momentum: None, left_out: vec![] });
     }
 }
 
@@ -252,8 +252,8 @@ fn opinion(verifier: u8, job: &ReplayJob, clean: bool) -> Signed {
         let reason = Reason::ReplayMismatch { distance: 1.0, tolerance: 0.1, parting };
         Outcome::Rejected { layer: Layer::Replay, reason }
     };
-    let verdict =
-        Verdict { task: job.task.id(), worker: job.worker, payload: job.payload, work: tokens, by: None, outcome };
+    let ReplayJob { worker, payload, turn, .. } = *job;
+    let verdict = Verdict { task: job.task.id(), worker, payload, work: tokens, by: None, turn, outcome };
     Signed::seal(&key(verifier), &verdict)
 }
 
@@ -284,7 +284,7 @@ fn verdicts(job: &Job, accept: &impl Fn(PublicKey) -> bool) -> Vec<Signed> {
             } else {
                 Outcome::Rejected { layer, reason: Reason::NotFinite }
             };
-            Signed::seal(&key(VERIFIER), &Verdict { task, worker, payload, work: 0, by: None, outcome })
+            Signed::seal(&key(VERIFIER), &Verdict { task, worker, payload, work: 0, by: None, turn: 0, outcome })
         })
         .collect()
 }
@@ -346,7 +346,7 @@ fn a_request_for_work_waits_until_there_is_some_or_its_time_is_up() {
     let waiting = bench.requests;
     bench.now = bench.now + LONG_POLL;
     bench.step(Event::Wake);
-    assert_eq!(bench.answer_to(waiting), Some(WorkerReply::Wait { until: bench.now }));
+    assert_eq!(bench.answer_to(waiting), Some(WorkerReply::Wait));
 }
 
 #[test]
@@ -386,6 +386,41 @@ fn a_heartbeat_renews_a_lease_until_somebody_else_has_it() {
 }
 
 #[test]
+fn a_lease_that_is_renewed_without_end_comes_to_an_end_also_when_the_round_is_extended() {
+    let mut bench = Bench::new(2, None);
+    let task = bench.lease(1);
+    let lease = bench.rounds.state().spec().timing.lease;
+    let last = bench.now + lease * limits::LEASES_HELD_MAX;
+    while bench.now < last {
+        assert!(bench.rounds.holds(bench.now, &key(1).public()));
+        bench.now = (bench.now + lease * 2 / 3).min(last);
+        bench.ask(1, &WorkerRequest::Heartbeat(task.id()));
+    }
+    assert!(bench.records_of(|record| matches!(record, Record::Extended { .. })) > 0);
+    assert!(!bench.rounds.holds(bench.now, &key(1).public()));
+    assert_ne!(bench.lease(1).id(), task.id(), "others first");
+    bench = bench.crash();
+    assert_eq!(bench.lease(2).id(), task.id());
+    assert_eq!(bench.hand_in(1, &task), Some(WorkerReply::Received(task.id())), "it may still be first");
+}
+
+#[test]
+fn nobody_renews_two_leases_at_a_time() {
+    let mut bench = Bench::new(2, None);
+    let first = bench.lease(1);
+    bench.now = bench.now + bench.rounds.state().spec().timing.lease;
+    let second = bench.lease(1);
+    let (left, other) = if second.id() == first.id() { panic!("the other was free") } else { (first, second) };
+    let before = bench.records.len();
+    assert_eq!(bench.ask(1, &WorkerRequest::Heartbeat(left.id())), Some(WorkerReply::Received(left.id())));
+    assert_eq!(bench.records.len(), before);
+    bench.now = bench.now + Duration::from_secs(1);
+    bench.ask(1, &WorkerRequest::Heartbeat(other.id()));
+    assert_eq!(bench.records.len(), before + 1);
+    assert_eq!(bench.lease(2).id(), left.id());
+}
+
+#[test]
 fn nobody_can_hand_in_what_is_not_theirs_or_was_not_committed() {
     let mut bench = Bench::new(2, None);
     let task = bench.lease(1);
@@ -415,6 +450,7 @@ fn nobody_can_hand_in_what_is_not_theirs_or_was_not_committed() {
             payload: mine.commitment.payload,
             work: 64,
             by: None,
+            turn: 0,
             outcome: Outcome::Accepted { layer: Layer::Replay, tokens: 64, norm: 1.0 },
         },
     );
@@ -460,7 +496,7 @@ fn verdicts_of_strangers_or_on_other_work_change_nothing() {
     bench.hand_in(1, &task);
     let payload = submission(&task, 1).commitment.payload;
     let outcome = Outcome::Accepted { layer: Layer::Admission, tokens: 64, norm: 1.0 };
-    let sound = Verdict { task: task.id(), worker: key(1).public(), payload, work: 0, by: None, outcome };
+    let sound = Verdict { task: task.id(), worker: key(1).public(), payload, work: 0, by: None, turn: 0, outcome };
     let before = bench.records.len();
     let of = |signer: u8, verdict: Verdict| Signed::seal(&key(signer), &verdict);
     let (mut worker, mut work) = (sound.clone(), sound.clone());
@@ -552,6 +588,22 @@ fn a_verifier_or_ledger_that_does_not_answer_is_asked_again() {
     bench.now = bench.now + ASK_AGAIN;
     bench.step(Event::Wake);
     assert_eq!(bench.count(|effect| matches!(effect, Effect::Pay { .. })), 2);
+}
+
+#[test]
+fn payloads_that_could_not_be_used_are_told_of() {
+    let mut bench = Bench::new(1, None);
+    let task = bench.lease(1);
+    bench.hand_in(1, &task);
+    bench.judge(|_| true);
+    let (model, payload) = (Digest::of(b"model 0"), submission(&task, 1).commitment.payload);
+    bench.effects.clear();
+    bench.step(Event::Aggregated { round: Round(0), model, momentum: None, left_out: vec![payload] });
+    assert_eq!(bench.effects[0], Effect::Report(Report::LeftOut { round: Round(0), payload }));
+    assert_eq!(bench.lease(1).round, Round(1), "the run goes on");
+    let forgotten =
+        |effect: &Effect<u32>| matches!(effect, Effect::Forget(blobs) if blobs.contains(&Digest::of(b"model 0")));
+    assert_eq!(bench.count(forgotten), 0, "from the same model");
 }
 
 proptest! {

@@ -136,3 +136,24 @@ pub struct Report {
     /// The last validation loss, nats a token.
     pub loss: Option<f64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::{Chronicle, Record};
+    use crate::testing;
+
+    #[test]
+    fn the_parts_of_a_round_in_one_object_have_names_of_their_own() {
+        let spec = testing::spec(2);
+        let base = Digest::of(b"base");
+        let records = [Record::RoundOpened { round: Round(0), base, momentum: None, at: Time(1) }];
+        let mut chronicle = Chronicle::new(&spec);
+        chronicle.apply(&records[0]);
+        let detail =
+            RoundDetail { summary: chronicle.rounds()[0], story: RoundStory::of(&spec, &records).unwrap(), made: None };
+        let parts = |part: serde_json::Value| part.as_object().unwrap().len();
+        let apart = [serde_json::to_value(detail.summary).unwrap(), serde_json::to_value(&detail.story).unwrap()];
+        assert_eq!(parts(serde_json::to_value(&detail).unwrap()), apart.map(parts).iter().sum::<usize>() + 1);
+    }
+}

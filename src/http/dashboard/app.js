@@ -144,6 +144,8 @@ function tell(event) {
       return [`${who} lost ${hyd(event.lost)} HYD`, true];
     case "struck_off":
       return [`Verifier ${who} is not believed any more`, true];
+    case "left_out":
+      return [`Round ${event.round}: an accepted payload cannot be used, and counts for nothing`, true];
     case "finished":
       return ["Every round that was asked for is done"];
     case "check_failed":

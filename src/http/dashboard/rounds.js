@@ -104,7 +104,7 @@ async function detail(state) {
     ]),
   );
   parts.rejected.hidden = round.rejections.length === 0;
-  parts.rejections.fill(round.rejections.map((one) => [number(one.index), digest(one.worker), words(one.layer), one.reason]));
+  parts.rejections.fill(round.rejections.map((one) => [one.index < round.tasks.length ? number(one.index) : "late", digest(one.worker), words(one.layer), one.reason]));
   const drawn = (audits.draw?.results ?? []).filter((result) => result.ending || result.verdicts.length > 0);
   parts.audited.hidden = drawn.length === 0;
   parts.audits.fill(

@@ -107,7 +107,7 @@ async fn from_one_of<T: DeserializeOwned>(
 }
 
 async fn from_payer<T: DeserializeOwned>(front: &Front, asked: &mut Asked) -> Result<T, ApiError> {
-    let limit = limits::VERDICT_JSON_BYTES_MAX * limits::TASKS_PER_ROUND_MAX as usize;
+    let limit = limits::VERDICT_JSON_BYTES_MAX * limits::PAYS_PER_ROUND_MAX;
     from_one_of(front, asked, &front.config.payers, limit, "it is no coordinator whose rounds this ledger pays").await
 }
 

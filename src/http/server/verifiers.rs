@@ -42,8 +42,8 @@ pub(super) async fn take(site: &Site, asked: &mut Asked, lane: Lane) -> Result<R
 }
 
 pub(super) async fn verdicts(site: &Site, asked: &mut Asked) -> Result<Response, ApiError> {
-    // A verdict is a few hundred bytes, and there is one for each task at most.
-    let limit = 1024 * limits::TASKS_PER_ROUND_MAX as usize;
+    // One for each result that may count in the round, where they are compared.
+    let limit = limits::VERDICT_JSON_BYTES_MAX * limits::RESULTS_PER_ROUND_MAX;
     let (caller, body) = verifier(site, asked, limit).await?;
     let Verdicts { id, verdicts } = parse(&body)?;
     for verdict in &verdicts {

@@ -34,11 +34,29 @@ pub(super) struct PaidRound {
 #[derive(Debug, Default)]
 pub(super) struct Worker {
     /// Pays that have not vested, oldest first.
-    pub unvested: VecDeque<(TransferId, Amount)>,
+    pub unvested: VecDeque<Unvested>,
     /// Stake that is on its way out, and when it is there.
     pub unstaking: BTreeMap<TransferId, (Amount, Time)>,
     /// Rewards since the last finding.
     pub clean: u32,
+}
+
+/// A pay that is not its worker's own yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unvested {
+    pub pending: TransferId,
+    pub amount: Amount,
+    /// What it was paid with.
+    pub round: (RunId, Round),
+}
+
+impl Worker {
+    /// It is nearly always the oldest.
+    fn end_unvested(&mut self, pending: TransferId) {
+        if let Some(place) = self.unvested.iter().position(|unvested| unvested.pending == pending) {
+            self.unvested.remove(place);
+        }
+    }
 }
 
 impl Index {
@@ -59,7 +77,7 @@ impl Index {
             }
             Purpose::Vest => {
                 if let (Some(pending), Account::Wallet(worker)) = (resolved, transfer.credit) {
-                    self.worker(worker).unvested.retain(|(id, _)| *id != pending);
+                    self.worker(worker).end_unvested(pending);
                 }
             }
             Purpose::Forfeit { finding } => self.see_forfeit(entry, finding),
@@ -130,7 +148,7 @@ impl Index {
         paid.head = entry.chain;
         self.work.insert((task, worker), (run, round));
         let worker = self.worker(worker);
-        worker.unvested.push_back((entry.transfer.id, amount));
+        worker.unvested.push_back(Unvested { pending: entry.transfer.id, amount, round: (run, round) });
         worker.clean = worker.clean.saturating_add(1);
     }
 
@@ -138,7 +156,7 @@ impl Index {
         let transfer = &entry.transfer;
         let (Some(pending), Account::Wallet(worker)) = (transfer.kind.resolves(), transfer.credit) else { return };
         if transfer.debit == Account::Emission {
-            self.worker(worker).unvested.retain(|(id, _)| *id != pending);
+            self.worker(worker).end_unvested(pending);
             let found = self.finding(finding, worker);
             // Sums of what one worker was paid stay far below what a number holds.
             found.unvested = found.unvested.checked_add(transfer.amount).unwrap_or(found.unvested);

@@ -1,10 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::Draft;
+use super::index::Unvested;
 use super::{Answer, Decided, Forfeited, Ledger, LedgerError};
 use crate::ledger::economy;
 use crate::ledger::{Account, Kind, Purpose, Transfer, TransferId};
-use crate::protocol::{Amount, Digest, Layer, Outcome, PublicKey, Round, RunId, Signed, TaskId, Time, Verdict, wire};
+use crate::protocol::{
+    Amount, Digest, Layer, Outcome, PublicKey, Round, RunId, Signed, TaskId, Time, Verdict, limits, wire,
+};
 
 /// Work that a verdict makes due.
 struct Work {
@@ -56,23 +59,33 @@ impl Ledger {
             let (debit, credit) = (Account::Emission, Account::Treasury);
             draft.push(Transfer { id, kind: Kind::Single, debit, credit, amount, purpose });
         }
-        self.vest(&mut draft, run, round, &what);
+        self.vest(&mut draft, &what);
         Ok(draft.decide(|_, head| Answer::RoundPaid { run, round, pays: what, head })?)
     }
 
-    /// Lets vest what these rewards make old enough.
-    fn vest(&self, draft: &mut Draft, run: RunId, round: Round, pays: &[(PublicKey, TaskId, Amount)]) {
-        let mut rewards: BTreeMap<PublicKey, Vec<(TransferId, Amount)>> = BTreeMap::new();
-        for ((worker, _, amount), index) in pays.iter().zip(0..) {
-            rewards.entry(*worker).or_default().push((TransferId::pay(run, round, index), *amount));
+    /// Lets vest what these rewards make old enough: what has enough rewards of later rounds after it. Those of its own
+    /// round do not count, or whoever hands in many false results at a time would have its pay before anybody can look.
+    fn vest(&self, draft: &mut Draft, pays: &[(PublicKey, TaskId, Amount)]) {
+        let mut rewards: BTreeMap<PublicKey, usize> = BTreeMap::new();
+        for (worker, ..) in pays {
+            *rewards.entry(*worker).or_default() += 1;
         }
         let keep = self.config.economy.config().vesting_rewards as usize;
         for (worker, new) in rewards {
-            let old = self.index.workers.get(&worker).map_or_else(Default::default, |worker| worker.unvested.clone());
-            let due = (old.len() + new.len()).saturating_sub(keep);
-            for (pending, amount) in old.into_iter().chain(new).take(due) {
-                let kind = Kind::Post { pending };
-                draft.add(kind, Account::Emission, Account::Wallet(worker), amount, Purpose::Vest);
+            let old = self.index.workers.get(&worker).map(|worker| worker.unvested.iter().copied().collect::<Vec<_>>());
+            let old = old.unwrap_or_default();
+            let mut later = old.len() + new;
+            for same_round in old.chunk_by(|one, next| one.round == next.round) {
+                later -= same_round.len();
+                if later < keep {
+                    break;
+                }
+                // What does not fit into the chain vests with the next reward.
+                let room = limits::CHAIN_TRANSFERS_MAX.saturating_sub(draft.len());
+                for &Unvested { pending, amount, .. } in same_round.iter().take(room) {
+                    let kind = Kind::Post { pending };
+                    draft.add(kind, Account::Emission, Account::Wallet(worker), amount, Purpose::Vest);
+                }
             }
         }
     }
@@ -127,7 +140,7 @@ impl Ledger {
         let mut draft = Draft::new(self, at);
         let mut unvested = Amount::ZERO;
         if let Some(worker) = self.index.workers.get(&worker) {
-            for &(pending, amount) in &worker.unvested {
+            for &Unvested { pending, amount, .. } in &worker.unvested {
                 draft.add(Kind::Void { pending }, Account::Emission, wallet, amount, Purpose::Forfeit { finding });
                 // Together less than the cap, which is an amount.
                 unvested = unvested.checked_add(amount).unwrap_or(unvested);

@@ -5,9 +5,7 @@ use super::super::testing::{
     NOW, accepted, ask, ask_at, config, expected_balances, key, ledger_key, micro, order, order_until, pay_round, pays,
     rejected, request_for, rounds, run, task, transfer, verdict, verifier, wallet,
 };
-use super::super::{
-    Action, Batch, BookError, CheckedOrder, JournalStore, MemoryJournal, Order, Purpose, Totals, TransferId,
-};
+use super::super::{Action, Batch, CheckedOrder, JournalStore, MemoryJournal, Order, Purpose, Totals, TransferId};
 use super::*;
 use crate::protocol::{
     Amount, Balance, Digest, EnvelopeError, Keypair, Layer, Outcome, Round, Signed, Verdict, WorkerRequest, limits,
@@ -17,6 +15,14 @@ use crate::protocol::{
 fn fresh() -> (Ledger, MemoryJournal) {
     let mut store = MemoryJournal::default();
     (Ledger::open(config(), &mut store).unwrap(), store)
+}
+
+/// One whose rounds emit 1 HYD each.
+fn generous() -> (Ledger, MemoryJournal) {
+    let mut economy = *config().economy.config();
+    (economy.emission.initial, economy.emission.cap) = (Amount::from_hyd(1), Amount::from_hyd(10));
+    let mut store = MemoryJournal::default();
+    (Ledger::open(super::super::testing::emitting(economy), &mut store).unwrap(), store)
 }
 
 /// That `ledger` refuses `request` for this reason and is left as it was.
@@ -119,7 +125,8 @@ fn whoever_does_work_again_is_paid_as_much_whatever_comes_of_it_and_once() {
     let (mut ledger, mut store) = fresh();
     let again = |n: u32, worker: u8, outcome: Outcome| {
         let payload = Digest::of(b"payload");
-        let verdict = Verdict { task: task(n), worker: key(worker).public(), payload, work: 100, by: None, outcome };
+        let verdict =
+            Verdict { task: task(n), worker: key(worker).public(), payload, work: 100, by: None, turn: 0, outcome };
         Signed::seal(&verifier(), &verdict)
     };
     let clean = Outcome::Accepted { layer: Layer::Replay, tokens: 100, norm: 1.0 };
@@ -140,8 +147,15 @@ fn whoever_does_work_again_is_paid_as_much_whatever_comes_of_it_and_once() {
 fn only_verdicts_signed_by_a_trusted_verifier_count() {
     let (mut ledger, mut store) = fresh();
     let outcome = Outcome::Accepted { layer: Layer::Statistics, tokens: 5, norm: 1.0 };
-    let verdict =
-        Verdict { task: task(1), worker: key(1).public(), payload: Digest::of(b""), work: 0, by: None, outcome };
+    let verdict = Verdict {
+        task: task(1),
+        worker: key(1).public(),
+        payload: Digest::of(b""),
+        work: 0,
+        by: None,
+        turn: 0,
+        outcome,
+    };
     let by = |keypair: &Keypair| Signed::seal(keypair, &verdict);
     let good = accepted(2, 2, 5);
     let unknown = LedgerError::VerifierUnknown { index: 1, signer: key(1).public() };
@@ -176,24 +190,54 @@ fn work_is_paid_once() {
     assert_eq!(pays(&ask(&mut ledger, &mut store, &late).unwrap()), [(key(3).public(), task(1), 1_000)]);
 }
 
+/// The verifier's verdict, found by doing task `n` again, on what somebody had done.
+fn replayed(n: u32) -> Signed {
+    let outcome = Outcome::Accepted { layer: Layer::Replay, tokens: 7, norm: 1.0 };
+    let payload = Digest::of(b"payload");
+    let verdict = Verdict { task: task(n), worker: key(1).public(), payload, work: 7, by: None, turn: 0, outcome };
+    Signed::seal(&verifier(), &verdict)
+}
+
 #[test]
-fn a_largest_round_is_one_chain_and_a_larger_one_is_refused() {
-    // All by one worker, so that nearly each pay lets another vest.
-    let most = crate::protocol::limits::TASKS_PER_ROUND_MAX as usize;
-    let mut economy = *config().economy.config();
-    economy.emission.initial = Amount::from_hyd(1);
-    economy.emission.cap = Amount::from_hyd(1);
-    let config = super::super::testing::emitting(economy);
-    let mut store = MemoryJournal::default();
-    let mut ledger = Ledger::open(config, &mut store).unwrap();
-    let verdicts: Vec<Signed> = (0..).take(most + 25).map(|n| accepted(n, 1, 7)).collect();
-    let error = LedgerError::Book(BookError::ChainTooLong { transfers: 2 * (most + 25) - 32 });
-    refused(&mut ledger, &mut store, &pay_round(0, verdicts.clone()), error);
-    let answer = ask(&mut ledger, &mut store, &pay_round(0, verdicts[..most].to_vec())).unwrap();
-    assert_eq!(pays(&answer).len(), most);
-    let wallet = ledger.book().posts(wallet(1));
-    assert_eq!(wallet.credits + wallet.credits_pending, 1_000_000);
-    assert_eq!(ledger.standing(key(1).public()).unvested, 32);
+fn a_largest_round_with_what_came_late_and_what_was_computed_again_is_one_chain() {
+    let (mut ledger, mut store) = generous();
+    let (results, replays) = (limits::RESULTS_PER_ROUND_MAX, limits::REPLAYS_PAID_MAX);
+    let most = results + replays;
+    // One worker and one verifier do all of it, so that every pay lets an older one vest.
+    let mut pay = |ledger: &mut Ledger, round: u32, results: usize| {
+        let first = round * 100_000;
+        let own = (first..).take(results).map(|n| accepted(n, 1, if n % 2 == 0 { 8 } else { 4 }));
+        let verdicts = own.chain((first..).take(replays).map(replayed)).collect();
+        let before = ledger.journal().length();
+        let answer = ask(ledger, &mut store, &pay_round(round, verdicts)).unwrap();
+        assert_eq!(pays(&answer).len(), results + replays);
+        ledger.journal().length() - before
+    };
+    let unvested = |ledger: &Ledger| ledger.standing(key(1).public()).unvested as usize;
+    assert_eq!(pay(&mut ledger, 0, results), most as u64, "rewards of one round let none of them vest");
+    assert_eq!(unvested(&ledger), results);
+    // As many as nobody can have: what does not fit vests later.
+    let more = limits::CHAIN_TRANSFERS_MAX - 2 * most + 9;
+    assert_eq!(pay(&mut ledger, 1, results + more), limits::CHAIN_TRANSFERS_MAX as u64);
+    assert_eq!(unvested(&ledger) + ledger.standing(verifier().public()).unvested as usize, most + more + 9);
+    pay(&mut ledger, 2, 40);
+    assert_eq!(unvested(&ledger), 40);
+}
+
+#[test]
+fn a_reward_vests_for_those_of_later_rounds_only() {
+    let (mut ledger, mut store) = generous();
+    let mut n = 0;
+    let mut unvested_after = |round: u32, rewards: u32| {
+        let verdicts = (n..n + rewards).map(|n| accepted(n, 1, 5)).collect();
+        n += rewards;
+        ask(&mut ledger, &mut store, &pay_round(round, verdicts)).unwrap();
+        ledger.standing(key(1).public()).unvested
+    };
+    assert_eq!(unvested_after(0, 100), 100, "a round's worth of results vests nothing by itself");
+    assert_eq!(unvested_after(1, 31), 131);
+    assert_eq!(unvested_after(2, 1), 32, "with the thirty-second all of them");
+    assert_eq!(unvested_after(3, 31), 32, "and then those after it");
 }
 
 #[test]
@@ -309,6 +353,7 @@ fn orders_and_holds_that_cannot_be_are_refused_with_their_reasons() {
         payload: Digest::of(b""),
         work: 0,
         by: None,
+        turn: 0,
         outcome: Outcome::Rejected { layer: Layer::Replay, reason: crate::protocol::Reason::NoProgress },
     };
     case(Request::Forfeit { verdict: Signed::seal(&key(3), &stranger) }, "verifier_unknown");

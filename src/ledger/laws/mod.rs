@@ -187,7 +187,7 @@ fn compare(model: &Model, ledger: &Ledger) {
     for who in 0..PEOPLE {
         let (key, at) = (key(who).public(), usize::from(who));
         let posts = book.posts(Account::Wallet(key));
-        let unvested: i64 = model.unvested[at].iter().sum();
+        let unvested: i64 = model.unvested[at].iter().map(|(_, amount)| amount).sum();
         assert_eq!(posts.balance().0, model.wallets[at], "wallet {who}");
         assert_eq!(posts.debits_pending, model.held(who), "what is held of wallet {who}");
         assert!(posts.credits_pending >= unvested.into(), "unvested pay of {who}");
@@ -197,7 +197,7 @@ fn compare(model: &Model, ledger: &Ledger) {
     assert_eq!(book.balance(Account::Treasury).0, model.treasury);
     assert_eq!(book.balance(Account::Burn).0, model.burned);
     assert_eq!(book.posts(Account::Escrow).credits_pending, model.in_escrow());
-    let unvested: i64 = model.unvested.iter().flatten().sum();
+    let unvested: i64 = model.unvested.iter().flatten().map(|(_, amount)| amount).sum();
     assert_eq!(book.totals().unvested.0, i128::from(unvested));
     assert_eq!(book.emitted().0, i128::from(unvested) + model.vested);
 }

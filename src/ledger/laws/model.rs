@@ -89,7 +89,10 @@ pub struct Model {
     pub treasury: i128,
     pub burned: i128,
     pub vested: i128,
-    pub unvested: [Vec<i64>; PEOPLE as usize],
+    /// What has not vested, with the round that it was paid with.
+    pub unvested: [Vec<(u32, i64)>; PEOPLE as usize],
+    /// Rounds that were paid.
+    paid: u32,
     ever: [bool; PEOPLE as usize],
     holds: BTreeMap<TransferId, (u8, i64, u64)>,
     offers: BTreeMap<TransferId, Offer>,
@@ -244,7 +247,7 @@ impl Model {
                 let at = usize::from(*who);
                 let Some(Answer::Forfeited(forfeited)) = answer else { return true };
                 if self.found.insert((*task, *who)) {
-                    let unvested: i64 = self.unvested[at].drain(..).sum();
+                    let unvested: i64 = self.unvested[at].drain(..).map(|(_, amount)| amount).sum();
                     assert_eq!(i128::from(forfeited.stake.micro()), self.stakes[at], "the whole stake is burned");
                     assert_eq!(forfeited.unvested.micro(), unvested, "and nothing unvested is kept");
                     self.unstaking.retain(|(of, ..)| of != who);
@@ -292,20 +295,25 @@ impl Model {
     /// Whom a round pays what is the ledger's word: how it is split has laws of its own.
     fn round(&mut self, due: &[(u8, u32, u64)], answer: Option<&Answer>) -> bool {
         let Some(Answer::RoundPaid { pays, .. }) = answer else { return true };
+        self.paid += 1;
         for (worker, task, amount) in pays {
             let who = person(*worker);
             let known = |(by, number, _): &&(u8, u32, u64)| *by == who && super::super::testing::task(*number) == *task;
             let (_, number, _) = due.iter().find(known).expect("only accepted work is paid");
             assert!(!self.found.contains(&(*number, who)), "work that was found false is paid");
-            self.unvested[usize::from(who)].push(amount.micro());
+            self.unvested[usize::from(who)].push((self.paid, amount.micro()));
         }
-        for who in 0..PEOPLE {
-            while pays.iter().any(|(worker, ..)| person(*worker) == who)
-                && self.unvested[usize::from(who)].len() > VESTING
-            {
-                let amount = self.unvested[usize::from(who)].remove(0);
-                self.vested += i128::from(amount);
-                self.put(who, amount);
+        for who in (0..PEOPLE).filter(|who| pays.iter().any(|(worker, ..)| person(*worker) == *who)) {
+            // Each has so many of later rounds after it, or stays.
+            let all = std::mem::take(&mut self.unvested[usize::from(who)]);
+            let later = |place: usize, of: u32| all[place..].iter().filter(|(round, _)| *round != of).count();
+            for (place, (round, amount)) in all.iter().enumerate() {
+                if later(place, *round) >= VESTING {
+                    self.vested += i128::from(*amount);
+                    self.put(who, *amount);
+                } else {
+                    self.unvested[usize::from(who)].push((*round, *amount));
+                }
             }
         }
         true

@@ -70,8 +70,8 @@ impl Run {
         let updates = updates.iter().map(|made| (made.payload, made.tokens)).collect();
         let compute = Compute::new(Arc::new(Surrogate), Arc::clone(&self.blobs) as Arc<dyn Blobs>);
         let job = AggregateJob { base: self.base, momentum: None, updates };
-        let (base, momentum) = compute.aggregate(&self.spec, &job).unwrap();
-        Record::RoundOpened { round: Round(round), base, momentum, at: DUE }
+        let made = compute.aggregate(&self.spec, &job).unwrap();
+        Record::RoundOpened { round: Round(round), base: made.model, momentum: made.momentum, at: DUE }
     }
 
     fn committed(&self, index: u32, by: u8) -> Record {
@@ -91,7 +91,8 @@ impl Run {
         } else {
             Outcome::Rejected { layer, reason: Reason::NotFinite }
         };
-        Signed::seal(&key(judge), &Verdict { task, worker: worker(by), payload, work: 0, by: None, outcome })
+        let verdict = Verdict { task, worker: worker(by), payload, work: 0, by: None, turn: 0, outcome };
+        Signed::seal(&key(judge), &verdict)
     }
 
     fn accepted(&self, index: u32, by: u8) -> Record {

@@ -134,6 +134,74 @@ fn a_worker_with_many_audits_owed_gets_no_more_work_until_some_are_done() {
 }
 
 #[test]
+fn a_new_key_is_lent_no_more_of_a_round_than_audits_may_be_owed_unless_nobody_is_at_the_rest() {
+    let most = limits::AUDITS_OWED_MAX;
+    let mut bench = Bench::with_probation(1, Auditors::Verifiers, 3 * most, 1);
+    let flood = |bench: &mut Bench, worker: u8| {
+        for done in 0.. {
+            match bench.ask(worker, &WorkerRequest::Lease { tokens_per_second: 0 }) {
+                Some(WorkerReply::Leased(lease)) => bench.hand_in(worker, &lease.task),
+                _ => return done,
+            };
+            bench.judge_cheap();
+        }
+        unreachable!("a round is finite")
+    };
+    let other = bench.lease(2);
+    assert_eq!(flood(&mut bench, 1), most);
+    bench.now = bench.now + STUCK_AFTER;
+    bench.step(Event::Wake);
+    assert_eq!(flood(&mut bench, 1), 0, "somebody is at it");
+    bench.hand_in(2, &other);
+    assert_eq!(flood(&mut bench, 2), most - 1);
+    bench.ask(1, &WorkerRequest::Lease { tokens_per_second: 0 });
+    assert!(bench.rounds.wake_at.is_some_and(|at| at <= bench.now + STUCK_AFTER));
+    // Two new keys alone must be able to end a round all the same.
+    for _ in 0..most {
+        bench.now = bench.now + STUCK_AFTER;
+        bench.step(Event::Wake);
+        let lent = |effect: &Effect<u32>| matches!(effect, Effect::Reply { body: WorkerReply::Leased(_), .. });
+        assert!(bench.count(lent) > 0 || bench.rounds.state().closed);
+        flood(&mut bench, 1);
+        flood(&mut bench, 2);
+    }
+    assert!(bench.rounds.state().closed);
+}
+
+#[test]
+fn an_opinion_that_is_sent_again_is_no_second_one_where_there_is_one_verifier_only() {
+    let mut bench = Bench::audited(1, 1);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    bench.opine(VERIFIER, &job, false);
+    let again = bench.replays().remove(0);
+    bench.opine(VERIFIER, &job, false);
+    assert_eq!(bench.records_of(|record| matches!(record, Record::Opinion { .. })), 1);
+    assert!(!bench.rounds.state().workers()[&key(1).public()].banned);
+    bench = bench.crash();
+    bench.opine(VERIFIER, &again, false);
+    assert!(bench.rounds.state().workers()[&key(1).public()].banned, "asked twice, it says so twice");
+}
+
+#[test]
+fn as_many_replays_are_paid_with_a_round_as_fit_into_one_chain_and_the_rest_with_the_next() {
+    let mut bench = Bench::audited(1, 1);
+    bench.work(1);
+    let job = bench.replays().remove(0);
+    let verdict = opinion(VERIFIER, &job, true);
+    let waiting = limits::REPLAYS_PAID_MAX + 5;
+    let close = |mut state: State, replays: Vec<Signed>| {
+        state.replays = replays;
+        state.apply(&Record::RoundClosed { at: Time(9), secret: None, test: false });
+        let round = state.round;
+        (state.unpaid[&round].len(), state.replays.len())
+    };
+    let state = bench.rounds.state().clone();
+    assert_eq!(close(state.clone(), vec![verdict.clone(); waiting]), (limits::REPLAYS_PAID_MAX, 5));
+    assert_eq!(close(state, vec![verdict; 5]), (5, 0));
+}
+
+#[test]
 fn a_verifier_that_lets_planted_cheats_pass_is_struck_off_and_what_it_said_is_forgotten() {
     let mut bench = Bench::audited(6, 2);
     let mut planted = None;
@@ -260,10 +328,11 @@ fn an_established_worker_is_convicted_by_three_peers_the_last_of_which_is_establ
             let may = |clean| case.may_take(&spec, &key(peer).public(), clean, now);
             assert_eq!(may(POLICY.probation), !convicted);
             assert_eq!(may(POLICY.probation - 1), !convicted && spoken < 2, "the first two may be new");
-            case.peers.insert(key(peer).public(), Peer { deadline: now, commitment: None, handed_in: true });
+            case.peers
+                .insert(key(peer).public(), Peer { since: now, deadline: now, commitment: None, handed_in: true });
             let (verifier, with) = (key(peer).public(), (peer > 2).then(|| key(2).public()));
             let verdict = Signed::seal(&key(VERIFIER), &WorkerRequest::GiveBack(case.task.id()));
-            case.opinions.push(Opinion { verifier, clean: false, with, verdict });
+            case.opinions.push(Opinion { verifier, turn: 0, clean: false, with, verdict });
         }
     }
 }

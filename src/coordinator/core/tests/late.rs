@@ -90,7 +90,7 @@ fn while_the_next_model_is_made_a_straggler_is_asked_to_wait() {
     let task = bench.lease(3);
     bench.judge(|_| true);
     bench.close_at_deadline();
-    let wait = Some(WorkerReply::Wait { until: bench.now });
+    let wait = Some(WorkerReply::Wait);
     assert_eq!(bench.ask(3, &WorkerRequest::Heartbeat(task.id())), wait);
     assert_eq!(bench.hand_in(3, &task), wait);
     let first = bench.rounds.state().slots.get(0).unwrap().task.clone();

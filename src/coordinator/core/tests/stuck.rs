@@ -68,3 +68,43 @@ fn a_round_that_somebody_may_still_do_is_not_given_up() {
     bench.wait_until_stuck();
     assert_eq!(bench.count(|effect| matches!(effect, Effect::Report(Report::Stuck { .. }))), 0);
 }
+
+#[test]
+fn a_round_does_not_close_over_a_late_result_that_is_being_judged() {
+    let mut bench = Bench::new(3, None);
+    for worker in [1, 2] {
+        let task = bench.lease(worker);
+        bench.hand_in(worker, &task);
+    }
+    let late = bench.lease(3);
+    bench.judge(|_| true);
+    bench.now = bench.now + bench.rounds.state().spec().timing.round;
+    bench.step(Event::Wake);
+    bench.judge(|_| true);
+    bench.finish_aggregation();
+    // Of the next round one task is left, which nobody may have.
+    let tasks: Vec<Task> = [1, 2, 4].map(|worker| bench.lease(worker)).into();
+    for (worker, task) in [1, 2, 4].iter().zip(&tasks) {
+        bench.hand_in(*worker, task);
+    }
+    bench.judge(|worker| worker != key(4).public());
+    for worker in [1, 2, 3] {
+        let task = bench.lease(worker);
+        assert_eq!(task.id(), tasks[2].id());
+        bench.hand_in(worker, &task);
+        bench.judge(|_| false);
+    }
+    bench.all_ask(&[1, 2, 3, 4]);
+    bench.wait_until_stuck();
+    // While what is to count is compared, one more comes.
+    let comparison = bench.jobs();
+    assert!(matches!(comparison[..], [Job::Statistics(_)]), "{comparison:?}");
+    assert_eq!(bench.hand_in(3, &late), Some(WorkerReply::Received(late.id())));
+    bench.step(Event::Verdicts(verdicts(&comparison[0], &|_| true)));
+    assert!(!bench.rounds.state().closed, "whoever was told that it is received may rely on it");
+    bench.judge(|_| true);
+    bench.wait_until_stuck();
+    bench.judge(|_| true);
+    assert!(bench.rounds.state().closed);
+    assert_eq!(bench.rounds.state().slots.late().accepted, 1);
+}
